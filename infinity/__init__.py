@@ -1,0 +1,1 @@
+"""Infinity: a next-scale-prediction image generator over packed token subsets."""

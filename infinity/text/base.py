@@ -1,0 +1,41 @@
+"""What a text encoder gives the transformer: packed features, one run of rows per prompt."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TextFeatures:
+    """Features of a batch of prompts laid end to end.
+
+    Attributes:
+        rows: ``(sum(lengths), width)`` fp32; prompt ``i`` owns ``lengths[i]`` consecutive rows.
+        lengths: rows per prompt, on the host; at least 1 each (the end token of an empty prompt).
+    """
+
+    rows: Float[Tensor, "n width"]
+    lengths: tuple[int, ...]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def split(self) -> list[Float[Tensor, "n_i width"]]:
+        return list(self.rows.split(list(self.lengths)))
+
+    @staticmethod
+    def stack(parts: Sequence[Float[Tensor, "n_i width"]]) -> "TextFeatures":
+        return TextFeatures(torch.cat(list(parts)), tuple(len(part) for part in parts))
+
+
+class TextEncoder(Protocol):
+    """Encodes prompts one by one, so that a prompt's features never depend on its neighbours."""
+
+    width: int
+    max_tokens: int
+
+    def encode(self, prompts: Sequence[str]) -> TextFeatures: ...
