@@ -1,0 +1,155 @@
+"""What an attention call is made of, and the layout helpers that backends share.
+
+Shape legend: b rows, T packed queries, N packed keys, H heads, D head dim, C capacity of a padded cache.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int, Int32
+from torch import Tensor
+
+Layout = Literal["padded", "packed"]
+
+
+@dataclass(frozen=True)
+class KeyValues:
+    """Keys and values of all rows, in one of two layouts.
+
+    Attributes:
+        k: padded ``(b, capacity, H, D)``, row ``i`` valid in ``[0, seqused[i])``; or packed ``(N, H, D)``, row ``i`` at
+            ``[cu_seqlens[i], cu_seqlens[i + 1])``. Entries outside these ranges are never attended to but must be finite.
+        v: as ``k``.
+        cu_seqlens: packed layout only: int32 row boundaries on the device, starting at 0.
+        seqused: padded layout only: int32 valid length of each row on the device.
+        max_seqlen: longest row, on the host. Every row holds at least one entry.
+        uniform: every row holds exactly ``max_seqlen`` entries.
+    """
+
+    k: Tensor
+    v: Tensor
+    cu_seqlens: Int32[Tensor, " b1"] | None
+    seqused: Int32[Tensor, " b"] | None
+    max_seqlen: int
+    uniform: bool
+
+    def __post_init__(self) -> None:
+        padded = self.k.ndim == 4
+        if padded == (self.seqused is None) or padded == (self.cu_seqlens is not None):
+            raise ValueError(
+                "padded keys (4-D) come with seqused, packed keys (3-D) with cu_seqlens"
+            )
+
+    @property
+    def layout(self) -> Layout:
+        return "padded" if self.k.ndim == 4 else "packed"
+
+
+@dataclass(frozen=True)
+class AttentionRequest:
+    """The static properties of a call that decide which backends can serve it.
+
+    Attributes:
+        device_type: ``"cpu"`` or ``"cuda"``.
+        dtype: dtype of queries, keys and values.
+        head_dim: channels of one head.
+        ragged: queries or keys differ in number between rows.
+        layout: layout of the keys.
+        capability: CUDA compute capability; ``None`` off CUDA.
+    """
+
+    device_type: str
+    dtype: torch.dtype
+    head_dim: int
+    ragged: bool
+    layout: Layout
+    capability: tuple[int, int] | None = None
+
+    @staticmethod
+    def on(
+        device: torch.device, dtype: torch.dtype, head_dim: int, *, ragged: bool, layout: Layout
+    ) -> "AttentionRequest":
+        """A request for ``device``, its compute capability filled in."""
+        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+        return AttentionRequest(device.type, dtype, head_dim, ragged, layout, capability)
+
+
+class AttentionBackend(Protocol):
+    """Softmax attention of packed queries, row by row: a query sees all keys of its own row and no others."""
+
+    name: str
+
+    def supports(self, request: AttentionRequest) -> str | None:
+        """``None`` if such calls can be served, else the reason why not."""
+        ...
+
+    def __call__(
+        self,
+        q_THD: Float[Tensor, "T H D"],
+        kv: KeyValues,
+        *,
+        cu_seqlens_q: Int32[Tensor, " b1"],
+        max_seqlen_q: int,
+        uniform_q: bool,
+        scale: float,
+    ) -> Float[Tensor, "T H D"]:
+        """Attention output of every query.
+
+        Args:
+            q_THD: queries of all rows laid end to end.
+            kv: keys and values, same dtype and device.
+            cu_seqlens_q: row boundaries of the queries; a row may have none.
+            max_seqlen_q: most queries of a row, on the host.
+            uniform_q: every row has exactly ``max_seqlen_q`` queries.
+            scale: factor on the scores before the softmax.
+        """
+        ...
+
+
+def half_precision_on_cuda(request: AttentionRequest) -> str | None:
+    """The reason why a half-precision CUDA kernel cannot serve ``request``, if there is one."""
+    if request.device_type != "cuda":
+        return f"runs on cuda only, not on {request.device_type}"
+    if request.dtype not in (torch.float16, torch.bfloat16):
+        return f"takes float16 or bfloat16, not {str(request.dtype).removeprefix('torch.')}"
+    return None
+
+
+def row_index(
+    cu_seqlens: Int32[Tensor, " b1"], total: int
+) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:
+    """Row and place within it of each of ``total`` packed entries; entries past the last row get a clamped row."""
+    entry = torch.arange(total, device=cu_seqlens.device, dtype=torch.int32)
+    row = torch.searchsorted(cu_seqlens[1:], entry, right=True).clamp_max(len(cu_seqlens) - 2)
+    return row, entry - cu_seqlens[row]
+
+
+def pad(
+    x_NHD: Float[Tensor, "N H D"], cu_seqlens: Int32[Tensor, " b1"], max_seqlen: int
+) -> tuple[Float[Tensor, "b L H D"], Bool[Tensor, "b L"]]:
+    """Rows of a packed tensor side by side, and which entries are theirs; the others repeat arbitrary entries."""
+    place = torch.arange(max_seqlen, device=x_NHD.device, dtype=torch.int32)
+    lengths = cu_seqlens.diff()
+    index = (cu_seqlens[:-1, None] + place).clamp_max(len(x_NHD) - 1)
+    return x_NHD[index], place < lengths[:, None]
+
+
+def packed_keys(kv: KeyValues) -> tuple[Tensor, Tensor, Int32[Tensor, " b1"]]:
+    """Keys, values and row boundaries in packed layout, without a host sync.
+
+    Free for packed keys and for uniform rows that fill their cache; otherwise the valid entries are copied to the front of
+    tensors of ``b · max_seqlen`` entries.
+    """
+    if kv.cu_seqlens is not None:
+        return kv.k, kv.v, kv.cu_seqlens
+    assert kv.seqused is not None
+    rows, device = len(kv.k), kv.k.device
+    if kv.uniform:
+        k, v = kv.k[:, : kv.max_seqlen], kv.v[:, : kv.max_seqlen]
+        boundaries = torch.arange(rows + 1, device=device, dtype=torch.int32) * kv.max_seqlen
+        return k.flatten(0, 1), v.flatten(0, 1), boundaries
+    boundaries = torch.nn.functional.pad(kv.seqused.cumsum(0, dtype=torch.int32), (1, 0))
+    row, place = row_index(boundaries, rows * kv.max_seqlen)
+    place = place.clamp_max(kv.k.shape[1] - 1)
+    return kv.k[row, place], kv.v[row, place], boundaries

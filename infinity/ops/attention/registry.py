@@ -1,0 +1,84 @@
+"""Attention backends by name, and the choice among them."""
+
+import logging
+from collections.abc import Callable
+from functools import lru_cache
+
+from infinity.errors import UserError
+from infinity.ops.attention.base import AttentionBackend, AttentionRequest
+
+_log = logging.getLogger(__name__)
+
+DENSE_ORDER = ("sdpa",)
+"""Equal rows: SDPA reaches cuDNN's kernel, level with or ahead of every packed one (528 against 330-559 TFLOP/s for 4096
+queries on 10521 keys, two rows, H200), with no JIT and on every device; it serves all requests, so nothing comes after it."""
+
+RAGGED_ORDER = ("flash_attn_4", "torch_varlen", "flash_attn", "xformers", "sdpa")
+"""Unequal rows on CUDA, by measured speed: FlashAttention-4 417 TFLOP/s, torch's varlen (a FlashAttention-2 build) 277.
+flash_attn runs that same kernel but is an extra install; xformers wraps it and must copy row lengths to the host; SDPA pads
+and masks."""
+
+_loaders: dict[str, Callable[[], AttentionBackend]] = {}
+_LOAD_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
+
+
+def register(name: str, loader: Callable[[], AttentionBackend]) -> None:
+    """Makes a backend known. ``loader`` imports and builds it on first use and may raise ``ImportError``."""
+    _loaders[name] = loader
+    for cached in (_load, select):
+        cached.cache_clear()
+
+
+def names() -> list[str]:
+    """Registered backends, in order of registration."""
+    return list(_loaders)
+
+
+@lru_cache
+def _load(name: str) -> AttentionBackend | str:
+    try:
+        return _loaders[name]()
+    except _LOAD_ERRORS as error:
+        return f"cannot be imported ({type(error).__name__}: {error})"
+
+
+def _reason(name: str, request: AttentionRequest) -> str | None:
+    backend = _load(name)
+    return backend if isinstance(backend, str) else backend.supports(request)
+
+
+def support_table(request: AttentionRequest) -> list[tuple[str, str | None]]:
+    """Every backend with ``None`` if it serves ``request``, else the reason why not."""
+    return [(name, _reason(name, request)) for name in _loaders]
+
+
+@lru_cache(maxsize=256)
+def select(name: str, request: AttentionRequest) -> AttentionBackend:
+    """The backend to use for calls like ``request``.
+
+    Args:
+        name: a registered name, which never falls back, or ``"auto"``: the first supported one of :data:`DENSE_ORDER` or
+            :data:`RAGGED_ORDER`.
+        request: what the calls will look like.
+
+    Raises:
+        UserError: unknown name, or the named backend cannot serve the request.
+    """
+    if name != "auto":
+        if name not in _loaders:
+            raise UserError(f"attention={name}: unknown backend; use auto, {', '.join(_loaders)}")
+        if (reason := _reason(name, request)) is not None:
+            raise UserError(f"attention={name}: {reason}")
+        backend = _load(name)
+        assert not isinstance(backend, str)
+        return backend
+    order = RAGGED_ORDER if request.ragged and request.device_type == "cuda" else DENSE_ORDER
+    passed_over: list[str] = []
+    for candidate in order:
+        backend, reason = _load(candidate), _reason(candidate, request)
+        if reason is None and not isinstance(backend, str):
+            if passed_over:
+                _log.info("attention: %s; passed over: %s", candidate, "; ".join(passed_over))
+            return backend
+        passed_over.append(f"{candidate} ({reason})")
+    raise UserError(f"attention=auto: no backend serves {request}: {'; '.join(passed_over)}")
