@@ -1,0 +1,1 @@
+"""Training data of the embedded model: captioned emoji drawings, from pinned packages to batches."""
