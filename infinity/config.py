@@ -55,13 +55,18 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
-    """Shape of the BSQ autoencoder. ``patch_size`` is the pixel stride of one latent cell."""
+    """Shape of the BSQ autoencoder. ``patch_size`` is the pixel stride of one latent cell.
+
+    ``scale_gains`` is the number of scales that have a stored code amplitude (an extension of the family); 0, the
+    value of every released checkpoint, means unit-norm codes.
+    """
 
     codebook_dim: int
     patch_size: int
     channels: int = 128
     channel_multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
     res_blocks: int = 2
+    scale_gains: int = 0
 
     def __post_init__(self) -> None:
         strides = self.patch_size.bit_length() - 1
