@@ -215,8 +215,10 @@ def test_training_quantiser_of_one_scale() -> None:
     io = load_file(FIXTURES / "train_quantiser_d12.safetensors")
     x = io["one.x"][:, :, 0].clone().requires_grad_()
     scale = quantize_scale(x)
-    torch.testing.assert_close(scale.codes.detach(), io["one.quantized"][:, :, 0], atol=1e-6,
-    rtol=0) assert torch.equal(to_bits(x), io["one.bits"][:, 0].bool())
+    torch.testing.assert_close(
+        scale.codes.detach(), io["one.quantized"][:, :, 0], atol=1e-6, rtol=0
+    )
+    assert torch.equal(to_bits(x), io["one.bits"][:, 0].bool())
     for ours, name in [
         (scale.sample_entropy, "sample_entropy"),
         (scale.batch_entropy, "batch_entropy"),
