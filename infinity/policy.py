@@ -1,0 +1,185 @@
+"""What a pruning policy may ask of the generator, and the dense policy that asks for nothing.
+
+The generator knows no pruning method. Before each scale it shows a policy a read-only view and gets a :class:`ScalePlan`;
+inside the stack it asks again only where the plan says so; afterwards it reports the events that the policy
+subscribed to. Source: spec pruning-methods §11.
+
+Shape legend: B images, b rows, N positions of the scale, T packed total, C width, D bits per token, d latent channels.
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from jaxtyping import Float
+from torch import Tensor
+
+from infinity.schedule import Grid, ScaleSchedule
+from infinity.tokens import KeepSet, PackedTokens
+
+Rows = Literal["both", "cond", "uncond"]
+Branch = Literal["self_attention", "cross_attention", "ffn", "layer"]
+Event = Literal["branch", "layer", "logits", "codes"]
+
+
+@dataclass(frozen=True)
+class PolicyRequest:
+    """What a policy learns once per call, before any scale runs."""
+
+    schedule: ScaleSchedule
+    images: int
+    guidance_rows: int
+    layers: int
+    width: int
+    heads: int
+    patchify: bool
+    device_type: str
+
+
+@dataclass(frozen=True)
+class ScaleView:
+    """Read-only state before a scale.
+
+    Attributes:
+        latent: ``(B, d, Hv, Wv)`` sum of all codes so far, on the final latent grid.
+        codes: ``(B, d, Hv_k, Wv_k)`` codes of the last executed scale, or None before the first.
+        x: ``(b, N, C)`` embedded input of this scale, conditional rows first.
+        grid: token grid of this scale.
+        rows: which guidance rows ``x`` holds.
+        decode: latent ``(B, d, h, w)`` → image in [−1, 1]; for policies that look at early pictures.
+    """
+
+    latent: Float[Tensor, "images d hv wv"]
+    codes: Float[Tensor, "images d hk wk"] | None
+    x: Float[Tensor, "b n width"]
+    grid: Grid
+    rows: Rows
+    decode: Callable[[Tensor], Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class RestoreContext:
+    """What a restoration may read: the dense stream (or a zero change) before pruning, and where it happens."""
+
+    before: Float[Tensor, "b n width"]
+    grid: Grid
+    scale: int
+    layer: int
+    branch: Branch
+
+
+Restore = Callable[[PackedTokens, RestoreContext], Tensor]
+"""``(fresh packed tokens, context) → (b, N, C)``: makes the map dense again."""
+
+CodeRestore = Callable[[Tensor, KeepSet, ScaleView], Tensor]
+"""``(codes (T, D) of the kept tokens as ±1/√d, keep set per image, view) → (B, N, D)`` dense codes in token layout."""
+
+
+@dataclass(frozen=True)
+class ScalePlan:
+    """What happens at one scale. The default is the dense scale.
+
+    Attributes:
+        run: False skips the scale: nothing is added to the latent, nothing is cached.
+        rows: guidance rows that run from here on; a row once dropped stays dropped.
+        guidance: overrides the guidance scale of this scale.
+        keep: positions computed, one set per image (shared by its guidance rows) or one per row; None = all.
+        layers: half-open layer range in which ``keep`` holds; None = all layers.
+        restore: makes the stream dense at the end of ``layers``; needed with ``keep`` unless ``restore_codes`` is given.
+        restore_codes: runs head and sampling on kept tokens only and makes the *codes* dense; needs ``layers`` to
+            reach the last layer.
+        kv_write: cache the kept tokens' keys and values, or nothing, or (``propagate``) those of every position,
+            taken from the kept token that ``kv_source`` names, under the position's own rotary phase.
+        kv_source: int64 ``(b, N)`` index into the row's kept tokens, for ``kv_write="propagate"``.
+        inside: ask :meth:`PruningPolicy.plan_branch` per layer or per branch; excludes ``keep``.
+        stop_after: the picture is finished after this scale.
+        shape_key: equal keys promise equal tensor shapes.
+    """
+
+    run: bool = True
+    rows: Rows = "both"
+    guidance: float | None = None
+    keep: KeepSet | None = None
+    layers: tuple[int, int] | None = None
+    restore: Restore | None = None
+    restore_codes: CodeRestore | None = None
+    kv_write: Literal["kept", "none", "propagate"] = "kept"
+    kv_source: Tensor | None = None
+    inside: Literal["layer", "branch"] | None = None
+    stop_after: bool = False
+    shape_key: Hashable = None
+
+    def __post_init__(self) -> None:
+        if self.keep is not None:
+            if self.inside is not None:
+                raise ValueError("a plan prunes the whole scale (keep) or inside the stack, not both")
+            if (self.restore is None) == (self.restore_codes is None):
+                raise ValueError("a plan that keeps a subset needs exactly one of restore, restore_codes")
+        if (self.kv_write == "propagate") != (self.kv_source is not None):
+            raise ValueError("kv_write='propagate' and kv_source belong together")
+
+
+DENSE_SCALE = ScalePlan()
+
+
+@dataclass(frozen=True)
+class BranchPlan:
+    """Pruning inside the stack: which tokens one branch (or one layer) computes.
+
+    Attributes:
+        keep: positions, one set per row.
+        restore: for a branch, dense *change* from the kept tokens' gated outputs (context.before is the stream);
+            for a layer, dense *state*.
+        gather: builds the packed input itself (merged tokens); default takes the kept rows as they are.
+    """
+
+    keep: KeepSet
+    restore: Restore
+    gather: Callable[[Tensor, KeepSet], PackedTokens] | None = None
+
+
+class PruningPolicy(Protocol):
+    """A method that decides which tokens, rows and scales are worth computing.
+
+    ``events`` names what :meth:`after` wants to hear; unsubscribed events cost nothing. Data per event:
+    ``branch``: gated dense output ``(b, N, C)``; ``layer``: ``(before, after)``, both ``(b, N, C)``;
+    ``logits``: ``(cond, uncond or None)``; ``codes``: latent after the scale.
+    """
+
+    name: str
+    events: frozenset[Event]
+
+    def begin(self, request: PolicyRequest) -> None: ...
+
+    def cached_tokens(self, request: PolicyRequest) -> tuple[int, ...]:
+        """Upper bound of the keys that each scale writes to a layer's cache, per row."""
+        ...
+
+    def plan_scale(self, si: int, view: ScaleView) -> ScalePlan: ...
+
+    def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None: ...
+
+    def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None: ...
+
+
+@dataclass(frozen=True)
+class DensePolicy:
+    """Computes every token of every scale."""
+
+    name: str = "dense"
+    events: frozenset[Event] = field(default_factory=frozenset)
+
+    def begin(self, request: PolicyRequest) -> None:
+        """Nothing to prepare."""
+
+    def cached_tokens(self, request: PolicyRequest) -> tuple[int, ...]:
+        return request.schedule.tokens_per_scale
+
+    def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
+        return DENSE_SCALE
+
+    def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None:
+        return None
+
+    def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
+        """No events are subscribed."""

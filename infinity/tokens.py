@@ -1,0 +1,150 @@
+"""Packed tokens: the kept positions of every row, laid end to end.
+
+Shape legend: B images, b rows (images × guidance rows), N positions of a scale, M kept per row, T packed total, C width.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float, Int32, Int64
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class KeepSet:
+    """Positions of one scale that are computed, per row.
+
+    Attributes:
+        indices: ``(sum(counts),)`` int64 flat positions (row-major in the grid), ascending inside a row.
+        counts: kept positions per row, on the host; every row keeps at least one.
+    """
+
+    indices: Int64[Tensor, " total"]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if not self.counts or min(self.counts) < 1:
+            raise ValueError(f"a keep set needs at least one position per row, got counts {self.counts}")
+        if sum(self.counts) != self.indices.shape[0]:
+            raise ValueError(f"keep set counts {self.counts} do not add up to {self.indices.shape[0]} indices")
+
+    @staticmethod
+    def of_rows(indices: Int64[Tensor, "rows kept"]) -> "KeepSet":
+        """Equal counts: one row of ascending positions per row of ``indices``."""
+        rows, kept = indices.shape
+        return KeepSet(indices.reshape(-1), (kept,) * rows)
+
+    @property
+    def uniform(self) -> bool:
+        return len(set(self.counts)) == 1
+
+    def tiled(self, times: int) -> "KeepSet":
+        """The same sets for ``times`` consecutive blocks of rows (guidance rows share their image's set)."""
+        return self if times == 1 else KeepSet(self.indices.repeat(times), self.counts * times)
+
+    def rows(self, start: int, stop: int) -> "KeepSet":
+        first, last = sum(self.counts[:start]), sum(self.counts[:stop])
+        return KeepSet(self.indices[first:last], self.counts[start:stop])
+
+
+@dataclass(frozen=True)
+class PackedTokens:
+    """Tokens of all rows without padding.
+
+    Attributes:
+        x: ``(T, C)``.
+        cu_seqlens: int32 ``(b + 1)`` row boundaries, starting at 0, on the device of ``x``.
+        max_seqlen: longest row, on the host.
+        indices: int64 ``(T,)`` flat grid position of every token.
+        counts: tokens per row, on the host.
+    """
+
+    x: Float[Tensor, "total width"]
+    cu_seqlens: Int32[Tensor, " b+1"]
+    max_seqlen: int
+    indices: Int64[Tensor, " total"]
+    counts: tuple[int, ...]
+
+    @property
+    def rows(self) -> int:
+        return len(self.counts)
+
+    @property
+    def uniform(self) -> bool:
+        """Every row has ``max_seqlen`` tokens: the packed layout is a view of ``(b, max_seqlen, C)``."""
+        return self.x.shape[0] == self.rows * self.max_seqlen
+
+    def with_x(self, x: Float[Tensor, "total width"]) -> "PackedTokens":
+        return replace(self, x=x)
+
+    def row_ids(self) -> Int64[Tensor, " total"]:
+        """Row of every token."""
+        lengths = self.cu_seqlens.diff().long()
+        ids = torch.arange(self.rows, device=self.x.device)
+        return ids.repeat_interleave(lengths, output_size=self.x.shape[0])
+
+    def first_rows(self, rows: int) -> "PackedTokens":
+        """The leading ``rows`` rows."""
+        return self.slice_rows(0, rows)
+
+    def slice_rows(self, start: int, stop: int) -> "PackedTokens":
+        """Rows ``[start, stop)`` as a view."""
+        if (start, stop) == (0, self.rows):
+            return self
+        first, last = sum(self.counts[:start]), sum(self.counts[:stop])
+        counts = self.counts[start:stop]
+        return PackedTokens(
+            self.x[first:last],
+            self.cu_seqlens[start : stop + 1] - first,
+            max(counts),
+            self.indices[first:last],
+            counts,
+        )
+
+
+def pack_all(x: Float[Tensor, "b n width"]) -> PackedTokens:
+    """All positions of every row: a view of ``x``, no copy."""
+    rows, n, _ = x.shape
+    positions = torch.arange(n, device=x.device)
+    return PackedTokens(
+        x.reshape(rows * n, -1),
+        torch.arange(0, rows * n + 1, n, dtype=torch.int32, device=x.device),
+        n,
+        positions.expand(rows, n).reshape(-1),
+        (n,) * rows,
+    )
+
+
+def pack(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
+    """The kept positions of every row.
+
+    Raises:
+        ValueError: ``keep`` describes another number of rows than ``x`` has.
+    """
+    rows, n, _ = x.shape
+    if len(keep.counts) != rows:
+        raise ValueError(f"keep set has {len(keep.counts)} rows, the tokens have {rows}")
+    counts = torch.tensor(keep.counts, device=x.device)
+    row_ids = torch.arange(rows, device=x.device).repeat_interleave(
+        counts, output_size=keep.indices.shape[0]
+    )
+    cu_seqlens = torch.zeros(rows + 1, dtype=torch.int32, device=x.device)
+    cu_seqlens[1:] = counts.cumsum(0)
+    return PackedTokens(
+        x.reshape(rows * n, -1).index_select(0, row_ids * n + keep.indices),
+        cu_seqlens,
+        max(keep.counts),
+        keep.indices,
+        keep.counts,
+    )
+
+
+def unpack(
+    tokens: PackedTokens, base: Float[Tensor, "b n width"]
+) -> Float[Tensor, "b n width"]:
+    """``base`` with the packed tokens written over their positions (a new tensor)."""
+    rows, n, width = base.shape
+    flat = base.reshape(rows * n, width)
+    return flat.index_copy(0, tokens.row_ids() * n + tokens.indices, tokens.x.to(base.dtype)).view(
+        rows, n, width
+    )

@@ -1,0 +1,169 @@
+"""The bitwise autoregressive transformer: parameters, text conditioning, token embedding and head.
+
+How the blocks are run over scales lives in ``stack.py`` (cached, prunable generation) and in
+``infinity/training/`` (one teacher-forced pass). Attribute names are the checkpoints' wire format (spec §3).
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from infinity.config import TransformerConfig
+from infinity.text.base import TextFeatures
+from infinity.transformer.block import Block, CrossAttention, FFN, SelfAttention, linear
+from infinity.transformer.text import TextNorm, TextPool
+
+LEVEL_ROWS = 15
+"""Rows of the level-embedding table in every checkpoint, whatever the schedule."""
+
+
+@dataclass(frozen=True)
+class TextConditioning:
+    """What the blocks read of the prompts; rows are prompts of the conditional, then of the unconditional half.
+
+    Attributes:
+        sos: ``(b, C)`` pooled text, the condition of every adaLN, fp32.
+        context: ``(n, C)`` projected text rows, packed.
+        cu_seqlens: int32 ``(b + 1)``.
+        max_seqlen: longest prompt.
+        shared: ``(b, 6, C)`` shared adaLN projection, fp32.
+        lengths: text rows per prompt, on the host.
+    """
+
+    sos: Float[Tensor, "b width"]
+    context: Float[Tensor, "n width"]
+    cu_seqlens: Int32[Tensor, " b+1"]
+    max_seqlen: int
+    shared: Float[Tensor, "b 6 width"]
+    lengths: tuple[int, ...]
+
+
+class _Chunk(nn.Module):
+    def __init__(self, blocks: list[Block]) -> None:
+        super().__init__()
+        self.module = nn.ModuleList(blocks)
+
+
+class _HeadNorm(nn.Module):
+    """Final adaLN: scale and shift from the pooled text, no further affine."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """``x (R, M, C)`` normalised and modulated by ``condition``, broadcastable to ``(R, M, C)``."""
+        scale, shift = self.ada_lin(condition).chunk(2, dim=-1)
+        return F.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * (1 + scale) + shift
+
+
+class InfinityTransformer(nn.Module):
+    """Infinity's transformer for one :class:`TransformerConfig`.
+
+    Source: Infinity (arXiv 2412.04431); spec infinity-transformer §3–§5.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, text_width = config.width, config.text_width
+        self.cfg_uncond = nn.Parameter(torch.zeros(config.text_max_tokens, text_width))
+        self.text_norm = TextNorm(text_width, config.norm_eps)
+        self.text_proj_for_sos = TextPool(config)
+        self.text_proj_for_ca = nn.Sequential(
+            nn.Linear(text_width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
+        self.pos_start = nn.Parameter(torch.zeros(1, 1, width))
+        self.lvl_embed = nn.Embedding(LEVEL_ROWS, width)
+        self.word_embed = nn.Linear(config.token_bits, width)
+        self.shared_ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.head_nm = _HeadNorm(width, config.norm_eps)
+        self.head = nn.Linear(width, 2 * config.token_bits)
+        blocks = [Block(config) for _ in range(config.depth)]
+        if config.block_chunks > 1:
+            size = config.depth // config.block_chunks
+            self.block_chunks = nn.ModuleList(
+                _Chunk(blocks[start : start + size]) for start in range(0, config.depth, size)
+            )
+        else:
+            self.blocks = nn.ModuleList(blocks)
+
+    def layers(self) -> Iterator[Block]:
+        """All blocks in order, whichever way the checkpoint groups them."""
+        if self.config.block_chunks > 1:
+            for chunk in self.block_chunks:
+                yield from chunk.module  # type: ignore[misc]
+        else:
+            yield from self.blocks  # type: ignore[misc]
+
+    def set_compute_dtype(self, dtype: torch.dtype) -> "InfinityTransformer":
+        """Stores the matrices of blocks, text projections and token embedding in ``dtype``; the rest stays fp32.
+
+        Source: precision table of spec infinity-transformer §10; deviations: keys are cached in ``dtype`` (the
+        reference caches fp32 and casts at every use: the same values), and the residual stream is fp32 throughout.
+        """
+        for module in self.modules():
+            if isinstance(module, (SelfAttention, CrossAttention, FFN)):
+                for child in module.children():
+                    child.to(dtype)
+        self.text_proj_for_sos.to(dtype)
+        self.text_proj_for_ca.to(dtype)
+        self.word_embed.to(dtype)
+        return self
+
+    @property
+    def device(self) -> torch.device:
+        return self.head.weight.device
+
+    def with_unconditional(self, text: TextFeatures, negative: TextFeatures | None) -> TextFeatures:
+        """``text`` followed by the rows of the unconditional half.
+
+        Without negative prompts every prompt gets the first ``n_i`` rows of the learned table, as many as it has itself.
+        """
+        if negative is None:
+            negative = TextFeatures.stack(
+                [self.cfg_uncond[:n].to(text.rows.dtype) for n in text.lengths]
+            )
+        return TextFeatures(
+            torch.cat([text.rows, negative.rows]), text.lengths + negative.lengths
+        )
+
+    def condition(self, text: TextFeatures) -> TextConditioning:
+        """Everything derived from text, computed once per call (spec §4.4)."""
+        device = self.device
+        lengths = torch.tensor((0, *text.lengths), dtype=torch.int32)
+        cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(device)
+        max_seqlen = max(text.lengths)
+        rows = self.text_norm(text.rows.to(device))
+        sos = self.text_proj_for_sos(rows, cu_seqlens, max_seqlen)
+        first, act, second = self.text_proj_for_ca
+        context = second(act(linear(first, rows)))
+        sos = sos.float()
+        shared = self.shared_modulation(sos)
+        return TextConditioning(sos, context, cu_seqlens, max_seqlen, shared, text.lengths)
+
+    def shared_modulation(self, sos: Float[Tensor, "b width"]) -> Float[Tensor, "b 6 width"]:
+        with torch.autocast(sos.device.type, enabled=False):
+            return self.shared_ada_lin(sos.float()).unflatten(-1, (6, -1))
+
+    def embed_start(self, sos: Float[Tensor, "b width"]) -> Float[Tensor, "b 1 width"]:
+        """Input of scale 0: the pooled text."""
+        return sos.float()[:, None] + self.pos_start + self.lvl_embed.weight[0]
+
+    def embed_tokens(self, inputs: Float[Tensor, "b n bits"], si: int) -> Float[Tensor, "b n width"]:
+        """Input of scale ``si`` ≥ 1 from resampled latents, with its level embedding; fp32."""
+        x = linear(self.word_embed, inputs)
+        return (x + self.lvl_embed.weight[si].to(x.dtype)).float()
+
+    def logits(
+        self, x: Float[Tensor, "r m width"], condition: Float[Tensor, "r m2 width"]
+    ) -> Float[Tensor, "r m bits 2"]:
+        """Bit logits in fp32; the last axis is (value 0, value 1)."""
+        with torch.autocast(x.device.type, enabled=False):
+            h = self.head_nm(x.float(), condition.float())
+            return self.head(h).unflatten(-1, (-1, 2))
