@@ -1,7 +1,6 @@
 """Attention over packed rows behind one registry; one backend per file, ``sdpa`` the reference.
 
-backend = select("auto", AttentionRequest.on(device, dtype, head_dim, ragged=False, layout="padded"))
-out = backend(q_THD, kv, cu_seqlens_q=cu, max_seqlen_q=n, uniform_q=True, scale=1.0)
+``select("auto", AttentionRequest.on(...))`` gives a callable that follows ``AttentionBackend``.
 """
 
 from infinity.ops.attention.base import (
@@ -36,3 +35,33 @@ __all__ = [
 ]
 
 register("sdpa", SdpaAttention)
+
+
+def _flash_attn_4() -> AttentionBackend:
+    from infinity.ops.attention.flash_attn_4 import FlashAttention4
+
+    return FlashAttention4()
+
+
+def _torch_varlen() -> AttentionBackend:
+    from infinity.ops.attention.torch_varlen import TorchVarlenAttention
+
+    return TorchVarlenAttention()
+
+
+def _flash_attn() -> AttentionBackend:
+    from infinity.ops.attention.flash_attn import FlashAttention
+
+    return FlashAttention()
+
+
+def _xformers() -> AttentionBackend:
+    from infinity.ops.attention.xformers import XformersAttention
+
+    return XformersAttention()
+
+
+register("flash_attn_4", _flash_attn_4)
+register("torch_varlen", _torch_varlen)
+register("flash_attn", _flash_attn)
+register("xformers", _xformers)

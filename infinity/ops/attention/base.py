@@ -1,6 +1,6 @@
 """What an attention call is made of, and the layout helpers that backends share.
 
-Shape legend: b rows, T packed queries, N packed keys, H heads, D head dim, C capacity of a padded cache.
+Shape legend: b rows, T packed queries, N packed keys, L longest row, H heads, D head dim.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ class KeyValues:
     """Keys and values of all rows, in one of two layouts.
 
     Attributes:
-        k: padded ``(b, capacity, H, D)``, row ``i`` valid in ``[0, seqused[i])``; or packed ``(N, H, D)``, row ``i`` at
-            ``[cu_seqlens[i], cu_seqlens[i + 1])``. Entries outside these ranges are never attended to but must be finite.
+        k: padded ``(b, capacity, H, D)``, row ``i`` valid in ``[0, seqused[i])``; or packed
+            ``(N, H, D)``, row ``i`` at ``[cu_seqlens[i], cu_seqlens[i + 1])``. Entries outside
+            these ranges are never attended to but must be finite.
         v: as ``k``.
         cu_seqlens: packed layout only: int32 row boundaries on the device, starting at 0.
         seqused: padded layout only: int32 valid length of each row on the device.
@@ -37,9 +38,7 @@ class KeyValues:
     def __post_init__(self) -> None:
         padded = self.k.ndim == 4
         if padded == (self.seqused is None) or padded == (self.cu_seqlens is not None):
-            raise ValueError(
-                "padded keys (4-D) come with seqused, packed keys (3-D) with cu_seqlens"
-            )
+            raise ValueError("padded keys (4-D) need seqused, packed keys (3-D) cu_seqlens")
 
     @property
     def layout(self) -> Layout:
@@ -76,7 +75,7 @@ class AttentionRequest:
 
 
 class AttentionBackend(Protocol):
-    """Softmax attention of packed queries, row by row: a query sees all keys of its own row and no others."""
+    """Softmax attention of packed queries: each sees all keys of its own row and no others."""
 
     name: str
 
@@ -119,7 +118,7 @@ def half_precision_on_cuda(request: AttentionRequest) -> str | None:
 def row_index(
     cu_seqlens: Int32[Tensor, " b1"], total: int
 ) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:
-    """Row and place within it of each of ``total`` packed entries; entries past the last row get a clamped row."""
+    """Row of each of ``total`` packed entries (past the end: the last row), and place in it."""
     entry = torch.arange(total, device=cu_seqlens.device, dtype=torch.int32)
     row = torch.searchsorted(cu_seqlens[1:], entry, right=True).clamp_max(len(cu_seqlens) - 2)
     return row, entry - cu_seqlens[row]
@@ -128,7 +127,7 @@ def row_index(
 def pad(
     x_NHD: Float[Tensor, "N H D"], cu_seqlens: Int32[Tensor, " b1"], max_seqlen: int
 ) -> tuple[Float[Tensor, "b L H D"], Bool[Tensor, "b L"]]:
-    """Rows of a packed tensor side by side, and which entries are theirs; the others repeat arbitrary entries."""
+    """Rows of a packed tensor side by side, and which entries are theirs; the others are filler."""
     place = torch.arange(max_seqlen, device=x_NHD.device, dtype=torch.int32)
     lengths = cu_seqlens.diff()
     index = (cu_seqlens[:-1, None] + place).clamp_max(len(x_NHD) - 1)
@@ -138,8 +137,8 @@ def pad(
 def packed_keys(kv: KeyValues) -> tuple[Tensor, Tensor, Int32[Tensor, " b1"]]:
     """Keys, values and row boundaries in packed layout, without a host sync.
 
-    Free for packed keys and for uniform rows that fill their cache; otherwise the valid entries are copied to the front of
-    tensors of ``b · max_seqlen`` entries.
+    Free for packed keys and for uniform rows that fill their cache; otherwise the valid entries
+    are copied to the front of tensors of ``b · max_seqlen`` entries.
     """
     if kv.cu_seqlens is not None:
         return kv.k, kv.v, kv.cu_seqlens

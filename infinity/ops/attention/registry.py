@@ -10,20 +10,21 @@ from infinity.ops.attention.base import AttentionBackend, AttentionRequest
 _log = logging.getLogger(__name__)
 
 DENSE_ORDER = ("sdpa",)
-"""Equal rows: SDPA reaches cuDNN's kernel, level with or ahead of every packed one (528 against 330-559 TFLOP/s for 4096
-queries on 10521 keys, two rows, H200), with no JIT and on every device; it serves all requests, so nothing comes after it."""
+"""Equal rows: SDPA reaches cuDNN's kernel, level with the best packed one (528 against 500-559
+TFLOP/s for 4096 queries on 10521 keys, two rows, H200) and ahead of the others (329), without JIT
+compilation and on every device; it serves all requests, so nothing comes after it."""
 
 RAGGED_ORDER = ("flash_attn_4", "torch_varlen", "flash_attn", "xformers", "sdpa")
-"""Unequal rows on CUDA, by measured speed: FlashAttention-4 417 TFLOP/s, torch's varlen (a FlashAttention-2 build) 277.
-flash_attn runs that same kernel but is an extra install; xformers wraps it and must copy row lengths to the host; SDPA pads
-and masks."""
+"""Unequal rows on CUDA, by measured speed (H200, 2048 on 6470 and 1638 on 5900): FlashAttention-4
+417 TFLOP/s, torch's varlen, a FlashAttention-2 kernel, 277. flash_attn and xformers run that same
+kernel behind an extra install, so they come after it; SDPA pads and masks."""
 
 _loaders: dict[str, Callable[[], AttentionBackend]] = {}
 _LOAD_ERRORS = (ImportError, OSError, RuntimeError, AttributeError)
 
 
 def register(name: str, loader: Callable[[], AttentionBackend]) -> None:
-    """Makes a backend known. ``loader`` imports and builds it on first use and may raise ``ImportError``."""
+    """Makes a backend known; ``loader`` imports it on first use and may raise ``ImportError``."""
     _loaders[name] = loader
     for cached in (_load, select):
         cached.cache_clear()
@@ -57,8 +58,8 @@ def select(name: str, request: AttentionRequest) -> AttentionBackend:
     """The backend to use for calls like ``request``.
 
     Args:
-        name: a registered name, which never falls back, or ``"auto"``: the first supported one of :data:`DENSE_ORDER` or
-            :data:`RAGGED_ORDER`.
+        name: a registered name, which never falls back, or ``"auto"``: the first supported one of
+            :data:`RAGGED_ORDER` for ragged rows on CUDA, else of :data:`DENSE_ORDER`.
         request: what the calls will look like.
 
     Raises:

@@ -1,7 +1,7 @@
-"""Reference backend: ``torch.nn.functional.scaled_dot_product_attention``, on any device and in any dtype.
+"""Reference backend: torch's ``scaled_dot_product_attention``, on any device and in any dtype.
 
-Uniform rows are dense views and cost no copy; on Hopper and newer cuDNN's kernel is tried first, the fastest dense one
-measured. Ragged rows are padded and masked, which is correct everywhere and fast nowhere.
+Uniform rows are dense views and cost no copy; on Hopper and newer cuDNN's kernel, the fastest dense
+one measured, is tried first. Ragged rows are padded and masked: correct everywhere, fast nowhere.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ class SdpaAttention:
 
 
 def _dense_keys(kv: KeyValues, rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values ``(b, max_seqlen, H, D)``, and the mask ``(b, 1, 1, max_seqlen)`` that ragged rows need."""
+    """Keys and values ``(b, L, H, D)``, and the mask ``(b, 1, 1, L)`` that ragged rows need."""
     if kv.cu_seqlens is None:
         k, v = kv.k[:, : kv.max_seqlen], kv.v[:, : kv.max_seqlen]
         if kv.uniform:

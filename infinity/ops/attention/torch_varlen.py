@@ -1,0 +1,62 @@
+"""torch's own packed attention (``torch.nn.attention.varlen``, torch ≥ 2.11; a FlashAttention-2 kernel)."""
+
+import inspect
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+from torch.nn.attention.varlen import varlen_attn
+
+from infinity.ops.attention.base import (
+    AttentionRequest,
+    KeyValues,
+    half_precision_on_cuda,
+    packed_keys,
+)
+
+_SEQUSED = "seqused_k" in inspect.signature(varlen_attn).parameters
+"""torch 2.11 has no ``seqused_k``: there, ragged rows of a padded cache are copied into packed layout."""
+
+
+class TorchVarlenAttention:
+    name = "torch_varlen"
+
+    def supports(self, request: AttentionRequest) -> str | None:
+        if reason := half_precision_on_cuda(request):
+            return reason
+        if request.capability is None or request.capability < (8, 0):
+            return f"needs compute capability 8.0, not {request.capability}"
+        if request.head_dim % 8 or request.head_dim > 256:
+            return f"takes head dims that are multiples of 8 up to 256, not {request.head_dim}"
+        return None
+
+    def __call__(
+        self,
+        q_THD: Float[Tensor, "T H D"],
+        kv: KeyValues,
+        *,
+        cu_seqlens_q: Int32[Tensor, " b1"],
+        max_seqlen_q: int,
+        uniform_q: bool,
+        scale: float,
+    ) -> Float[Tensor, "T H D"]:
+        extra = {}
+        if _SEQUSED and kv.seqused is not None:
+            rows, capacity = kv.k.shape[:2]
+            k, v = kv.k.flatten(0, 1), kv.v.flatten(0, 1)
+            starts = torch.arange(rows + 1, device=k.device, dtype=torch.int32)
+            cu_seqlens_k = starts * capacity
+            extra["seqused_k"] = kv.seqused
+        else:
+            k, v, cu_seqlens_k = packed_keys(kv)
+        return varlen_attn(
+            q_THD,
+            k,
+            v,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            max_seqlen_q,
+            kv.max_seqlen,
+            scale=scale,
+            **extra,
+        )
