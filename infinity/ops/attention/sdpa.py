@@ -22,6 +22,9 @@ _CUDNN_FIRST = [
     SDPBackend.MATH,
 ]
 
+_CUDNN_MIN_QUERIES = 64
+"""Below, torch chooses: cuDNN refuses one query on one key and builds a plan for every new shape."""
+
 
 @lru_cache
 def _prefers_cudnn(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
@@ -58,10 +61,12 @@ class SdpaAttention:
         else:
             q, _ = pad(q_THD, cu_seqlens_q, max_seqlen_q)
         k, v, mask = _dense_keys(kv, rows)
-        # cuDNN has no plan for one query on one key; below a few queries nothing is won anyway.
-        first = max_seqlen_q > 1 and mask is None
-        first = first and _prefers_cudnn(q.device, q.dtype, q.shape[-1])
-        with sdpa_kernel(_CUDNN_FIRST, set_priority=True) if first else contextlib.nullcontext():
+        cudnn = (
+            mask is None
+            and max_seqlen_q >= _CUDNN_MIN_QUERIES
+            and _prefers_cudnn(q.device, q.dtype, q.shape[-1])
+        )
+        with sdpa_kernel(_CUDNN_FIRST, set_priority=True) if cudnn else contextlib.nullcontext():
             out = F.scaled_dot_product_attention(
                 q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), mask, scale=scale
             ).transpose(1, 2)

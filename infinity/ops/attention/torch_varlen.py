@@ -1,4 +1,4 @@
-"""torch's own packed attention (``torch.nn.attention.varlen``, torch ≥ 2.11; a FlashAttention-2 kernel)."""
+"""torch's own packed attention (``torch.nn.attention.varlen``), a FlashAttention-2 kernel."""
 
 import inspect
 
@@ -15,10 +15,12 @@ from infinity.ops.attention.base import (
 )
 
 _SEQUSED = "seqused_k" in inspect.signature(varlen_attn).parameters
-"""torch 2.11 has no ``seqused_k``: there, ragged rows of a padded cache are copied into packed layout."""
+"""torch 2.11 has none: there, ragged rows of a padded cache are copied into packed layout."""
 
 
 class TorchVarlenAttention:
+    """Needs no package beyond torch."""
+
     name = "torch_varlen"
 
     def supports(self, request: AttentionRequest) -> str | None:

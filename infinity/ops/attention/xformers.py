@@ -15,9 +15,10 @@ from infinity.ops.attention.base import AttentionRequest, KeyValues, half_precis
 
 
 def _rows(boundaries: Int32[Tensor, " b1"], max_seqlen: int) -> _SeqLenInfo:
-    """Row boundaries as xformers wants them; the host copies that only its CPU helpers read are left at zero.
+    """Row boundaries as xformers wants them.
 
-    Its public constructors take lengths as host lists, which would cost a device sync per call.
+    Its public constructors take lengths as host lists, which would cost a device sync per call; the
+    host copies, which the kernel does not read, are left at zero.
     """
     return _SeqLenInfo(
         seqstart=boundaries,
