@@ -23,7 +23,7 @@ _CUDNN_FIRST = [
 ]
 
 _CUDNN_MIN_QUERIES = 64
-"""Below, torch chooses: cuDNN refuses one query on one key and builds a plan for every new shape."""
+"""Below, torch chooses: cuDNN refuses one query on one key and plans anew for every shape."""
 
 
 @lru_cache
