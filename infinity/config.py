@@ -11,8 +11,9 @@ Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
 class TransformerConfig:
     """Shape of the bitwise autoregressive transformer.
 
-    Options that every released checkpoint shares (GELU FFN, LayerNorm, shared adaLN, cosine attention, RoPE mode 2,
-    level embedding before the first block, depth-1 head with adaLN) are not options here.
+    Options that every released checkpoint shares (GELU FFN, LayerNorm, shared adaLN, cosine
+    attention, RoPE mode 2, level embedding before the first block, depth-1 head with adaLN) are
+    not options here.
     """
 
     depth: int
@@ -29,11 +30,13 @@ class TransformerConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads or (self.width // self.heads) % 4:
-            raise ValueError(f"width {self.width} must be a multiple of 4·heads (heads = {self.heads})")
+            raise ValueError(f"width {self.width} must be a multiple of 4·heads, {4 * self.heads}")
         if self.depth % self.block_chunks:
-            raise ValueError(f"depth {self.depth} must be a multiple of block_chunks {self.block_chunks}")
+            raise ValueError(f"depth {self.depth} must be a multiple of {self.block_chunks} chunks")
         if self.width % self.pool_heads:
-            raise ValueError(f"width {self.width} must be a multiple of the {self.pool_heads} text pool heads")
+            raise ValueError(
+                f"width {self.width} must be a multiple of {self.pool_heads} pool heads"
+            )
 
     @property
     def head_dim(self) -> int:
@@ -57,8 +60,8 @@ class TransformerConfig:
 class TokenizerConfig:
     """Shape of the BSQ autoencoder. ``patch_size`` is the pixel stride of one latent cell.
 
-    ``scale_gains`` is the number of scales that have a stored code amplitude (an extension of the family); 0, the
-    value of every released checkpoint, means unit-norm codes.
+    ``scale_gains`` is the number of scales that have a stored code amplitude (an extension of the
+    family); 0, the value of every released checkpoint, means unit-norm codes.
     """
 
     codebook_dim: int
@@ -83,7 +86,9 @@ class TokenizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TextEncoderConfig:
-    """Which text encoder feeds the transformer; ``width`` must equal the transformer's ``text_width``."""
+    """Which text encoder feeds the transformer; ``width`` must equal the transformer's
+    ``text_width``.
+    """
 
     kind: Literal["t5", "minilm"]
     width: int
@@ -115,8 +120,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.transformer.codebook_dim != self.tokenizer.codebook_dim:
             raise ValueError(
-                f"{self.name}: transformer codebook_dim {self.transformer.codebook_dim} differs from "
-                f"tokenizer codebook_dim {self.tokenizer.codebook_dim}"
+                f"{self.name}: codebook_dim is {self.transformer.codebook_dim} in the transformer "
+                f"and {self.tokenizer.codebook_dim} in the tokenizer"
             )
         if self.transformer.text_width != self.text_encoder.width:
             raise ValueError(
@@ -189,4 +194,6 @@ PRESETS: dict[str, ModelConfig] = {
         sampling=SamplingDefaults(guidance_scale=4.0, temperature=1.0),
     ),
 }
-"""Published settings of the released checkpoints (spec: infinity-transformer §1) and of the model in ``weights/``."""
+"""Published settings of the released checkpoints (spec: infinity-transformer §1) and of the model
+in ``weights/``.
+"""

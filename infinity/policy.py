@@ -1,10 +1,11 @@
 """What a pruning policy may ask of the generator, and the dense policy that asks for nothing.
 
-The generator knows no pruning method. Before each scale it shows a policy a read-only view and gets a :class:`ScalePlan`;
-inside the stack it asks again only where the plan says so; afterwards it reports the events that the policy
-subscribed to. Source: spec pruning-methods §11.
+The generator knows no pruning method. Before each scale it shows a policy a read-only view and
+gets a :class:`ScalePlan`; inside the stack it asks again only where the plan says so; afterwards
+it reports the events that the policy subscribed to. Source: spec pruning-methods §11.
 
-Shape legend: B images, b rows, N positions of the scale, T packed total, C width, D bits per token, d latent channels.
+Shape legend: B images, b rows, N positions of the scale, T packed total, C width, D bits per
+token, d latent channels.
 """
 
 from collections.abc import Callable, Hashable
@@ -46,7 +47,8 @@ class ScaleView:
         x: ``(b, N, C)`` embedded input of this scale, conditional rows first.
         grid: token grid of this scale.
         rows: which guidance rows ``x`` holds.
-        decode: latent ``(B, d, h, w)`` → image in [−1, 1]; for policies that look at early pictures.
+        decode: latent ``(B, d, h, w)`` → image in [−1, 1]; for policies that look at early
+            pictures.
     """
 
     latent: Float[Tensor, "images d hv wv"]
@@ -59,7 +61,9 @@ class ScaleView:
 
 @dataclass(frozen=True)
 class RestoreContext:
-    """What a restoration may read: the dense stream (or a zero change) before pruning, and where it happens."""
+    """What a restoration may read: the dense stream (or a zero change) before pruning, and where
+    it happens.
+    """
 
     before: Float[Tensor, "b n width"]
     grid: Grid
@@ -72,7 +76,9 @@ Restore = Callable[[PackedTokens, RestoreContext], Tensor]
 """``(fresh packed tokens, context) → (b, N, C)``: makes the map dense again."""
 
 CodeRestore = Callable[[Tensor, KeepSet, ScaleView], Tensor]
-"""``(codes (T, D) of the kept tokens as ±1/√d, keep set per image, view) → (B, N, D)`` dense codes in token layout."""
+"""``(codes (T, D) of the kept tokens as ±1/√d, keep set per image, view) → (B, N, D)`` dense codes
+in token layout.
+"""
 
 
 @dataclass(frozen=True)
@@ -83,13 +89,16 @@ class ScalePlan:
         run: False skips the scale: nothing is added to the latent, nothing is cached.
         rows: guidance rows that run from here on; a row once dropped stays dropped.
         guidance: overrides the guidance scale of this scale.
-        keep: positions computed, one set per image (shared by its guidance rows) or one per row; None = all.
+        keep: positions computed, one set per image (shared by its guidance rows) or one per row;
+            None = all.
         layers: half-open layer range in which ``keep`` holds; None = all layers.
-        restore: makes the stream dense at the end of ``layers``; needed with ``keep`` unless ``restore_codes`` is given.
-        restore_codes: runs head and sampling on kept tokens only and makes the *codes* dense; needs ``layers`` to
-            reach the last layer.
-        kv_write: cache the kept tokens' keys and values, or nothing, or (``propagate``) those of every position,
-            taken from the kept token that ``kv_source`` names, under the position's own rotary phase.
+        restore: makes the stream dense at the end of ``layers``; needed with ``keep`` unless
+            ``restore_codes`` is given.
+        restore_codes: runs head and sampling on kept tokens only and makes the *codes* dense;
+            needs ``layers`` to reach the last layer.
+        kv_write: cache the kept tokens' keys and values, or nothing, or (``propagate``) those of
+            every position, taken from the kept token that ``kv_source`` names, under the
+            position's own rotary phase.
         kv_source: int64 ``(b, N)`` index into the row's kept tokens, for ``kv_write="propagate"``.
         inside: ask :meth:`PruningPolicy.plan_branch` per layer or per branch; excludes ``keep``.
         stop_after: the picture is finished after this scale.
@@ -112,9 +121,13 @@ class ScalePlan:
     def __post_init__(self) -> None:
         if self.keep is not None:
             if self.inside is not None:
-                raise ValueError("a plan prunes the whole scale (keep) or inside the stack, not both")
+                raise ValueError(
+                    "a plan prunes the whole scale (keep) or inside the stack, not both"
+                )
             if (self.restore is None) == (self.restore_codes is None):
-                raise ValueError("a plan that keeps a subset needs exactly one of restore, restore_codes")
+                raise ValueError(
+                    "a plan that keeps a subset needs exactly one of restore, restore_codes"
+                )
         if (self.kv_write == "propagate") != (self.kv_source is not None):
             raise ValueError("kv_write='propagate' and kv_source belong together")
 
@@ -128,9 +141,10 @@ class BranchPlan:
 
     Attributes:
         keep: positions, one set per row.
-        restore: for a branch, dense *change* from the kept tokens' gated outputs (context.before is the stream);
-            for a layer, dense *state*.
-        gather: builds the packed input itself (merged tokens); default takes the kept rows as they are.
+        restore: for a branch, dense *change* from the kept tokens' gated outputs (context.before
+            is the stream); for a layer, dense *state*.
+        gather: builds the packed input itself (merged tokens); default takes the kept rows as they
+            are.
     """
 
     keep: KeepSet
@@ -141,9 +155,9 @@ class BranchPlan:
 class PruningPolicy(Protocol):
     """A method that decides which tokens, rows and scales are worth computing.
 
-    ``events`` names what :meth:`after` wants to hear; unsubscribed events cost nothing. Data per event:
-    ``branch``: gated dense output ``(b, N, C)``; ``layer``: ``(before, after)``, both ``(b, N, C)``;
-    ``logits``: ``(cond, uncond or None)``; ``codes``: latent after the scale.
+    ``events`` names what :meth:`after` wants to hear; unsubscribed events cost nothing. Data per
+    event: ``branch``: gated dense output ``(b, N, C)``; ``layer``: ``(before, after)``, both ``(b,
+    N, C)``; ``logits``: ``(cond, uncond or None)``; ``codes``: latent after the scale.
     """
 
     name: str
@@ -159,7 +173,9 @@ class PruningPolicy(Protocol):
 
     def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None: ...
 
-    def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None: ...
+    def after(
+        self, event: Event, si: int, layer: int, branch: Branch | None, data: Any
+    ) -> None: ...
 
 
 @dataclass(frozen=True)

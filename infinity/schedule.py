@@ -34,7 +34,9 @@ def _templates() -> dict[float, tuple[Grid, ...]]:
 
 
 TEMPLATES: dict[float, tuple[Grid, ...]] = _templates()
-"""All 15 aspect-ratio templates, height/width → 13 grids, in the family's order (it decides ties)."""
+"""All 15 aspect-ratio templates, height/width → 13 grids, in the family's order (it decides
+ties).
+"""
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ class ScaleSchedule:
         aspect_ratio: height / width of the template, e.g. 1.333.
         resolution: pixel-count class; a class is a prefix of the template.
         grids: ``(h, w)`` per scale, in transformer tokens.
-        rope_reference: the grid on which rotary coordinates are counted (spec: infinity-transformer §6).
+        rope_reference: the grid on which rotary coordinates are counted (spec:
+            infinity-transformer §6).
     """
 
     aspect_ratio: float
@@ -62,7 +65,9 @@ class ScaleSchedule:
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
-        """Index of every scale's first token in the concatenated sequence, and the total at the end."""
+        """Index of every scale's first token in the concatenated sequence, and the total at the
+        end.
+        """
         total, out = 0, [0]
         for count in self.tokens_per_scale:
             total += count
@@ -102,7 +107,7 @@ def scale_schedule(
     """
     for name in (resolution, rope_reference):
         if name not in _PREFIX:
-            raise ValueError(f"resolution {name!r} must be one of {', '.join(get_args(Resolution))}")
+            raise ValueError(f"resolution {name!r} must be one of {get_args(Resolution)}")
     ratio = nearest_aspect_ratio(aspect_ratio)
     grids = TEMPLATES[ratio]
     return ScaleSchedule(

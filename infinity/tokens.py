@@ -1,6 +1,7 @@
 """Packed tokens: the kept positions of every row, laid end to end.
 
-Shape legend: B images, b rows (images × guidance rows), N positions of a scale, M kept per row, T packed total, C width.
+Shape legend: B images, b rows (images × guidance rows), N positions of a scale, M kept per row, T
+packed total, C width.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +16,8 @@ class KeepSet:
     """Positions of one scale that are computed, per row.
 
     Attributes:
-        indices: ``(sum(counts),)`` int64 flat positions (row-major in the grid), ascending inside a row.
+        indices: ``(sum(counts),)`` int64 flat positions (row-major in the grid), ascending inside
+            a row.
         counts: kept positions per row, on the host; every row keeps at least one.
     """
 
@@ -24,9 +26,13 @@ class KeepSet:
 
     def __post_init__(self) -> None:
         if not self.counts or min(self.counts) < 1:
-            raise ValueError(f"a keep set needs at least one position per row, got counts {self.counts}")
+            raise ValueError(
+                f"a keep set needs at least one position per row, got counts {self.counts}"
+            )
         if sum(self.counts) != self.indices.shape[0]:
-            raise ValueError(f"keep set counts {self.counts} do not add up to {self.indices.shape[0]} indices")
+            raise ValueError(
+                f"keep set counts {self.counts} do not add up to {self.indices.shape[0]} indices"
+            )
 
     @staticmethod
     def of_rows(indices: Int64[Tensor, "rows kept"]) -> "KeepSet":
@@ -39,7 +45,9 @@ class KeepSet:
         return len(set(self.counts)) == 1
 
     def tiled(self, times: int) -> "KeepSet":
-        """The same sets for ``times`` consecutive blocks of rows (guidance rows share their image's set)."""
+        """The same sets for ``times`` consecutive blocks of rows (guidance rows share their
+        image's set).
+        """
         return self if times == 1 else KeepSet(self.indices.repeat(times), self.counts * times)
 
     def rows(self, start: int, stop: int) -> "KeepSet":
@@ -71,7 +79,9 @@ class PackedTokens:
 
     @property
     def uniform(self) -> bool:
-        """Every row has ``max_seqlen`` tokens: the packed layout is a view of ``(b, max_seqlen, C)``."""
+        """Every row has ``max_seqlen`` tokens: the packed layout is a view of ``(b, max_seqlen,
+        C)``.
+        """
         return self.x.shape[0] == self.rows * self.max_seqlen
 
     def with_x(self, x: Float[Tensor, "total width"]) -> "PackedTokens":
@@ -139,9 +149,7 @@ def pack(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
     )
 
 
-def unpack(
-    tokens: PackedTokens, base: Float[Tensor, "b n width"]
-) -> Float[Tensor, "b n width"]:
+def unpack(tokens: PackedTokens, base: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:
     """``base`` with the packed tokens written over their positions (a new tensor)."""
     rows, n, width = base.shape
     flat = base.reshape(rows * n, width)

@@ -8,7 +8,8 @@ SCALE_SUFFIX = "::row_scale"
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes of ``weight`` and one fp32 scale per row of its first axis; ``codes · scale ≈ weight``.
+    """int8 codes of ``weight`` and one fp32 scale per row of its first axis; ``codes · scale ≈
+    weight``.
 
     Symmetric absmax rounding: the error of an entry is at most half its row's scale.
     """
@@ -24,7 +25,9 @@ def dequantize_rows(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.flo
 
 
 def compress_state(state: dict[str, Tensor], min_elements: int = 4096) -> dict[str, Tensor]:
-    """``state`` with every floating matrix of at least ``min_elements`` as int8 rows, everything else as fp16."""
+    """``state`` with every floating matrix of at least ``min_elements`` as int8 rows, everything
+    else as fp16.
+    """
     out: dict[str, Tensor] = {}
     for key, value in state.items():
         if value.is_floating_point() and value.ndim >= 2 and value.numel() >= min_elements:
@@ -35,7 +38,9 @@ def compress_state(state: dict[str, Tensor], min_elements: int = 4096) -> dict[s
 
 
 def expand_state(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of :func:`compress_state`: fp32 tensors under their own keys; other tensors pass through."""
+    """Inverse of :func:`compress_state`: fp32 tensors under their own keys; other tensors pass
+    through.
+    """
     out: dict[str, Tensor] = {}
     for key, value in stored.items():
         if key.endswith(SCALE_SUFFIX):

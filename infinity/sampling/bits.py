@@ -1,4 +1,6 @@
-"""From bit logits to bits: guidance on logits, truncation, and sampling (spec: infinity-transformer §7.1, §7.5)."""
+"""From bit logits to bits: guidance on logits, truncation, and sampling (spec:
+infinity-transformer §7.1, §7.5).
+"""
 
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -19,7 +21,8 @@ def truncate(
     Args:
         logits: pairs (value 0, value 1).
         top_k: 1 keeps the larger value only (a tie keeps both); 0 and anything above 1 keep both.
-        top_p: in [0, 1]; the smaller value goes when its probability is at most ``1 − top_p``; 0 switches it off.
+        top_p: in [0, 1]; the smaller value goes when its probability is at most ``1 − top_p``; 0
+            switches it off.
 
     Source: spec infinity-transformer §7.5.
     """
@@ -42,6 +45,7 @@ def sample_bits(
 ) -> Int64[Tensor, "images bits"]:
     """One value per bit: the index with the larger probability-to-draw ratio.
 
-    With exponential draws this is an exact categorical sample, and the way PyTorch's multinomial works.
+    With exponential draws this is an exact categorical sample, and the way PyTorch's multinomial
+    works.
     """
     return (logits.softmax(-1) / draws).argmax(-1)

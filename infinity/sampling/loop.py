@@ -56,7 +56,8 @@ class ScaleEnd:
     Attributes:
         scale: index in the schedule.
         grid: token grid.
-        logits: ``(B, L, D, 2)`` after temperature and guidance, before truncation; kept tokens only if the plan restores codes.
+        logits: ``(T, D, 2)`` after temperature and guidance, before truncation, images end to end;
+            T counts kept tokens only if the plan restores codes, else all.
         bits: ``(B, L, D)`` sampled, transformer layout.
         latent: ``(B, d, Hv, Wv)`` sum so far, on the final grid.
     """
@@ -90,7 +91,8 @@ def generate_latents(
         text: B rows, or 2B (conditional first) when ``settings.guided``.
         gains: code amplitude per scale of tokenizers that have them.
         decode: given to policies that look at early pictures.
-        forced_bits: tokenizer-layout bits ``(B, Hv_s, Wv_s, d)`` that replace the sampled ones at the first scales.
+        forced_bits: tokenizer-layout bits ``(B, Hv_s, Wv_s, d)`` that replace the sampled ones at
+            the first scales.
 
     Raises:
         ValueError: a plan that contradicts itself or the settings.
@@ -122,7 +124,9 @@ def generate_latents(
     for si, grid in enumerate(schedule.grids):
         if not settings.guided_from(si):
             stack.drop_rows("cond")
-        view = ScaleView(latent, codes, _embed(stack, latent, si, latent_grids), grid, stack.rows, decode)
+        view = ScaleView(
+            latent, codes, _embed(stack, latent, si, latent_grids), grid, stack.rows, decode
+        )
         plan = policy.plan_scale(si, view)
         draws = noise.exponential(si, grid[0] * grid[1] * model.config.token_bits)
         if not plan.run:

@@ -1,7 +1,8 @@
-"""Random numbers of a generation call, drawn per image and for every position, whatever is computed or pruned.
+"""Random numbers of a generation call, drawn per image and for every position, whatever is
+computed or pruned.
 
-Sampling a bit needs a pair of exponential draws (:func:`infinity.sampling.bits.sample_bits`); a noise source hands out
-``(B, count, 2)`` of them per scale.
+Sampling a bit needs a pair of exponential draws (:func:`infinity.sampling.bits.sample_bits`); a
+noise source hands out ``(B, count, 2)`` of them per scale.
 """
 
 from collections.abc import Sequence
@@ -54,8 +55,9 @@ def _multiply(a: Tensor, factor: int) -> tuple[Tensor, Tensor]:
 class PerImageNoise:
     """Counter-based draws: a function of (image seed, scale, bit) alone.
 
-    An image therefore never depends on batch composition, order, sharding, device, or on which tokens of itself or of
-    others were computed. The stream is Philox4x32-10 with the image's seed as key and (bit, scale) as counter.
+    An image therefore never depends on batch composition, order, sharding, device, or on which
+    tokens of itself or of others were computed. The stream is Philox4x32-10 with the image's seed
+    as key and (bit, scale) as counter.
 
     Args:
         seeds: one integer in [0, 2^63) per image.
@@ -78,13 +80,15 @@ class PerImageNoise:
         zero = torch.zeros_like(blocks)
         words = philox_4x32((blocks, zero, zero + si, zero), (low, high))
         words_BN4 = torch.stack(torch.broadcast_tensors(*words), dim=-1)
-        # 23 random bits plus a half: uniform on a grid inside (0, 1), exact in fp32, so the logarithm is finite.
+        # 23 random bits plus a half: uniform on a grid inside (0, 1), exact in fp32, so the
+        # logarithm is finite.
         uniform = ((words_BN4 >> 9).float() + 0.5) * 2.0**-23
         return -uniform.log().flatten(1)[:, : 2 * bits].unflatten(1, (bits, 2))
 
 
 class GeneratorNoise:
-    """Draws exactly as the original program does: one generator for the batch, one draw per scale (spec §7.5).
+    """Draws exactly as the original program does: one generator for the batch, one draw per scale
+    (spec §7.5).
 
     Results depend on the batch size and, through the generator, on device type and PyTorch build.
     """

@@ -1,8 +1,9 @@
-"""One transformer block (spec: infinity-transformer §5). Attribute names are the checkpoints' wire format.
+"""One transformer block (spec: infinity-transformer §5). Attribute names are the checkpoints' wire
+format.
 
-Shape legend: R×M the token axes: rows × tokens when every row keeps equally many, 1 × packed total otherwise;
-C width, H heads, K head dim. Attention itself is passed in, so that the same block serves cached generation,
-pruned generation and teacher-forced training.
+Shape legend: R×M the token axes: rows × tokens when every row keeps equally many, 1 × packed total
+otherwise; C width, H heads, K head dim. Attention itself is passed in, so that the same block
+serves cached generation, pruned generation and teacher-forced training.
 """
 
 import math
@@ -20,7 +21,9 @@ from infinity.transformer.rope import apply_rope
 _MAX_LOG_SCALE = math.log(100)
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""``(q, k, v)``, each ``(R, M, H, K)`` → ``(R, M, H, K)``: self-attention over whatever the caller lets tokens see."""
+"""``(q, k, v)``, each ``(R, M, H, K)`` → ``(R, M, H, K)``: self-attention over whatever the caller
+lets tokens see.
+"""
 
 AttendText = Callable[[Tensor], Tensor]
 """``q (R, M, H, K)`` → ``(R, M, H, K)``: attention to the prompt's rows."""
@@ -52,7 +55,9 @@ class Modulation:
 
 
 class SelfAttention(nn.Module):
-    """Cosine self-attention: unit queries and keys, a learned scale per head, rotary phases after normalisation."""
+    """Cosine self-attention: unit queries and keys, a learned scale per head, rotary phases after
+    normalisation.
+    """
 
     zero_k_bias: Tensor
 
@@ -71,7 +76,9 @@ class SelfAttention(nn.Module):
         """Queries, keys and values, ready for a dot product of scale 1; in the compute dtype."""
         weight = self.mat_qkv.weight
         bias = torch.cat([self.q_bias, self.zero_k_bias, self.v_bias]).to(weight.dtype)
-        qkv = F.linear(h.to(weight.dtype), weight, bias).unflatten(-1, (3, self.heads, self.head_dim))
+        qkv = F.linear(h.to(weight.dtype), weight, bias).unflatten(
+            -1, (3, self.heads, self.head_dim)
+        )
         q, k, v = qkv.unbind(-3)
         scale = self.scale_mul_1H11.float().clamp_max(_MAX_LOG_SCALE).exp().view(self.heads, 1)
         q = apply_rope(F.normalize(q.float(), dim=-1, eps=1e-12) * scale, rope.cos, rope.sin)
@@ -83,7 +90,9 @@ class SelfAttention(nn.Module):
 
 
 class CrossAttention(nn.Module):
-    """Attention from tokens to their prompt's rows; keys and values are computed once per prompt."""
+    """Attention from tokens to their prompt's rows; keys and values are computed once per
+    prompt.
+    """
 
     zero_k_bias: Tensor
 
@@ -121,7 +130,9 @@ class FFN(nn.Module):
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention and FFN, each added to the residual stream; the first and last are gated."""
+    """Self-attention, cross-attention and FFN, each added to the residual stream; the first and
+    last are gated.
+    """
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()

@@ -11,7 +11,8 @@ from infinity.tokens import PackedTokens
 class LayerCache:
     """Keys (normalised, rotated) and values of all tokens that later scales may see.
 
-    Layout ``(rows, capacity, H, K)``: writing a scale is one slice copy, and the filled prefix is a dense view.
+    Layout ``(rows, capacity, H, K)``: writing a scale is one slice copy, and the filled prefix is
+    a dense view.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """The bitwise autoregressive transformer: parameters, text conditioning, token embedding and head.
 
 How the blocks are run over scales lives in ``stack.py`` (cached, prunable generation) and in
-``infinity/training/`` (one teacher-forced pass). Attribute names are the checkpoints' wire format (spec §3).
+``infinity/training/`` (one teacher-forced pass). Attribute names are the checkpoints' wire format
+(spec §3).
 """
 
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from torch.nn import functional as F
 
 from infinity.config import TransformerConfig
 from infinity.text.base import TextFeatures
-from infinity.transformer.block import Block, CrossAttention, FFN, SelfAttention, linear
+from infinity.transformer.block import FFN, Block, CrossAttention, SelfAttention, linear
 from infinity.transformer.text import TextNorm, TextPool
 
 LEVEL_ROWS = 15
@@ -23,7 +24,8 @@ LEVEL_ROWS = 15
 
 @dataclass(frozen=True)
 class TextConditioning:
-    """What the blocks read of the prompts; rows are prompts of the conditional, then of the unconditional half.
+    """What the blocks read of the prompts; rows are prompts of the conditional, then of the
+    unconditional half.
 
     Attributes:
         sos: ``(b, C)`` pooled text, the condition of every adaLN, fp32.
@@ -57,7 +59,9 @@ class _HeadNorm(nn.Module):
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
     def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """``x (R, M, C)`` normalised and modulated by ``condition``, broadcastable to ``(R, M, C)``."""
+        """``x (R, M, C)`` normalised and modulated by ``condition``, broadcastable to ``(R, M,
+        C)``.
+        """
         scale, shift = self.ada_lin(condition).chunk(2, dim=-1)
         return F.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * (1 + scale) + shift
 
@@ -102,10 +106,13 @@ class InfinityTransformer(nn.Module):
             yield from self.blocks  # type: ignore[misc]
 
     def set_compute_dtype(self, dtype: torch.dtype) -> "InfinityTransformer":
-        """Stores the matrices of blocks, text projections and token embedding in ``dtype``; the rest stays fp32.
+        """Stores the matrices of blocks, text projections and token embedding in ``dtype``; the
+        rest stays fp32.
 
-        Source: precision table of spec infinity-transformer §10; deviations: keys are cached in ``dtype`` (the
-        reference caches fp32 and casts at every use: the same values), and the residual stream is fp32 throughout.
+        Source: precision table of spec infinity-transformer §10; deviations: keys are cached in
+            ``dtype`` (the
+        reference caches fp32 and casts at every use: the same values), and the residual stream is
+            fp32 throughout.
         """
         for module in self.modules():
             if isinstance(module, (SelfAttention, CrossAttention, FFN)):
@@ -123,15 +130,14 @@ class InfinityTransformer(nn.Module):
     def with_unconditional(self, text: TextFeatures, negative: TextFeatures | None) -> TextFeatures:
         """``text`` followed by the rows of the unconditional half.
 
-        Without negative prompts every prompt gets the first ``n_i`` rows of the learned table, as many as it has itself.
+        Without negative prompts every prompt gets the first ``n_i`` rows of the learned table, as
+        many as it has itself.
         """
         if negative is None:
             negative = TextFeatures.stack(
                 [self.cfg_uncond[:n].to(text.rows.dtype) for n in text.lengths]
             )
-        return TextFeatures(
-            torch.cat([text.rows, negative.rows]), text.lengths + negative.lengths
-        )
+        return TextFeatures(torch.cat([text.rows, negative.rows]), text.lengths + negative.lengths)
 
     def condition(self, text: TextFeatures) -> TextConditioning:
         """Everything derived from text, computed once per call (spec §4.4)."""
@@ -155,7 +161,9 @@ class InfinityTransformer(nn.Module):
         """Input of scale 0: the pooled text."""
         return sos.float()[:, None] + self.pos_start + self.lvl_embed.weight[0]
 
-    def embed_tokens(self, inputs: Float[Tensor, "b n bits"], si: int) -> Float[Tensor, "b n width"]:
+    def embed_tokens(
+        self, inputs: Float[Tensor, "b n bits"], si: int
+    ) -> Float[Tensor, "b n width"]:
         """Input of scale ``si`` ≥ 1 from resampled latents, with its level embedding; fp32."""
         x = linear(self.word_embed, inputs)
         return (x + self.lvl_embed.weight[si].to(x.dtype)).float()

@@ -1,4 +1,6 @@
-"""2-D rotary position embedding on coordinates shared by all scales (spec: infinity-transformer §6)."""
+"""2-D rotary position embedding on coordinates shared by all scales (spec: infinity-transformer
+§6).
+"""
 
 from typing import Literal
 
@@ -33,9 +35,10 @@ def rope_grid(
     Args:
         grid: ``(h, w)`` of the scale, in tokens.
         reference: grid on which coordinates are counted.
-        head_dim: channels of a head; the result has ``head_dim / 2`` pairs, the first half by row, the rest by column.
-        mode: 2 rounds scaled coordinates to the reference grid (every released model); 0 counts cells; 1 interpolates
-            the cosine and sine maps of a 128-long reference side.
+        head_dim: channels of a head; the result has ``head_dim / 2`` pairs, the first half by row,
+            the rest by column.
+        mode: 2 rounds scaled coordinates to the reference grid (every released model); 0 counts
+            cells; 1 interpolates the cosine and sine maps of a 128-long reference side.
 
     Source: spec infinity-transformer §6; rounding is half to even in fp32.
     """
@@ -59,7 +62,9 @@ def rope_grid(
 
 
 def rope_table(schedule: ScaleSchedule, head_dim: int) -> Float[Tensor, "2 tokens pairs"]:
-    """Cosines and sines of all scales concatenated; scale ``si`` starts at row ``schedule.offsets[si]``."""
+    """Cosines and sines of all scales concatenated; scale ``si`` starts at row
+    ``schedule.offsets[si]``.
+    """
     return torch.cat(
         [rope_grid(grid, schedule.rope_reference, head_dim) for grid in schedule.grids], dim=1
     )

@@ -1,7 +1,8 @@
-"""Runs the block stack over one scale at a time: cached attention, pruned tokens, hidden-layer guidance.
+"""Runs the block stack over one scale at a time: cached attention, pruned tokens, hidden-layer
+guidance.
 
-Shape legend: B images, b rows (conditional half first), N positions of the scale, M kept per row, T packed total,
-R×M token axes of a block (see ``block.py``), H heads, K head dim, C width.
+Shape legend: B images, b rows (conditional half first), N positions of the scale, M kept per row,
+T packed total, R×M token axes of a block (see ``block.py``), H heads, K head dim, C width.
 """
 
 from dataclasses import dataclass, replace
@@ -34,7 +35,9 @@ class Guidance:
 
     @property
     def unconditional_layers(self) -> int | None:
-        """Leading layers in which the unconditional half can still influence the picture; None = all."""
+        """Leading layers in which the unconditional half can still influence the picture; None =
+        all.
+        """
         return None if self.logits else max(self.layers, default=-1) + 1
 
 
@@ -74,7 +77,8 @@ class BlockStack:
         schedule: the grids of the call.
         images: B; ``text`` has B rows, or 2B with guidance.
         guidance: where the halves meet.
-        cached_tokens: upper bound of cached tokens per scale; the last scale's entry is never allocated.
+        cached_tokens: upper bound of cached tokens per scale; the last scale's entry is never
+            allocated.
         attention: backend name, or "auto".
     """
 
@@ -118,7 +122,8 @@ class BlockStack:
         """Continues with one guidance half only; the other's cache is freed.
 
         Raises:
-            ValueError: the half was dropped before, or dies inside the stack (hidden-layer guidance).
+            ValueError: the half was dropped before, or dies inside the stack (hidden-layer
+                guidance).
         """
         if rows in ("both", self.rows):
             if rows == "both" and self.rows != "both" and len(self.text.lengths) > self.images:
@@ -127,7 +132,9 @@ class BlockStack:
         if self.rows != "both":
             raise ValueError(f"rows {rows!r} asked for, but only {self.rows!r} rows are left")
         if rows == "uncond" and self.uncond_depth < len(self.blocks):
-            raise ValueError("rows 'uncond' needs guidance on logits; here the unconditional half ends inside the stack")
+            raise ValueError(
+                "rows 'uncond' needs guidance on logits: the unconditional half ends inside the stack"
+            )
         start = 0 if rows == "cond" else self.images
         for layer, cache in enumerate(self.caches):
             if layer < self.uncond_depth:
@@ -195,7 +202,9 @@ class BlockStack:
             return depth, depth
         start, end = plan.layers or (0, depth)
         if not 0 <= start < end <= depth:
-            raise ValueError(f"layers [{start}, {end}) must lie inside the {depth} layers of the model")
+            raise ValueError(
+                f"layers [{start}, {end}) must lie inside the {depth} layers of the model"
+            )
         if plan.restore_codes is not None and end != depth:
             raise ValueError("restore_codes needs the pruned layers to reach the last layer")
         return start, end
@@ -207,7 +216,9 @@ class BlockStack:
             return keep.tiled(rows // self.images)
         if len(keep.counts) == rows:
             return keep
-        raise ValueError(f"keep sets for {len(keep.counts)} rows; expected {self.images} images or {rows} rows")
+        raise ValueError(
+            f"keep sets for {len(keep.counts)} rows; expected {self.images} images or {rows} rows"
+        )
 
     def _layout(self, si: int, tokens: PackedTokens) -> _Layout:
         start = self.schedule.offsets[si]
@@ -231,7 +242,9 @@ class BlockStack:
 
 @dataclass(frozen=True)
 class _Sublayers:
-    """One block at one scale: binds attention to the caches, and asks the policy where the plan wants that."""
+    """One block at one scale: binds attention to the caches, and asks the policy where the plan
+    wants that.
+    """
 
     stack: BlockStack
     si: int
@@ -247,9 +260,7 @@ class _Sublayers:
         if self.plan.inside == "branch" or "branch" in events:
             after = self._branch_by_branch(layout)
         elif self.plan.inside == "layer" and (
-            chosen := self.policy.plan_branch(
-                self.si, self.layer, "layer", layout.spread(tokens.x)
-            )
+            chosen := self.policy.plan_branch(self.si, self.layer, "layer", layout.spread(tokens.x))
         ):
             before = layout.spread(tokens.x)
             inner = self._chosen(chosen, before)
@@ -329,7 +340,9 @@ class _Sublayers:
     def _propagate(
         self, k: Tensor, v: Tensor, tokens: PackedTokens, layout: _Layout
     ) -> tuple[Tensor, Tensor, PackedTokens]:
-        """Keys and values for every position, from the kept token each one names, turned to its own phase."""
+        """Keys and values for every position, from the kept token each one names, turned to its
+        own phase.
+        """
         source = self.plan.kv_source
         assert source is not None
         n = source.shape[1]
@@ -354,13 +367,9 @@ class _Sublayers:
         return attend_text
 
 
-def _attention(
-    q: Tensor, tokens: PackedTokens, kv: KeyValues, scale: float, name: str
-) -> Tensor:
+def _attention(q: Tensor, tokens: PackedTokens, kv: KeyValues, scale: float, name: str) -> Tensor:
     ragged = not (tokens.uniform and kv.uniform)
-    request = AttentionRequest.on(
-        q.device, q.dtype, q.shape[-1], ragged=ragged, layout=kv.layout
-    )
+    request = AttentionRequest.on(q.device, q.dtype, q.shape[-1], ragged=ragged, layout=kv.layout)
     out = select(name, request)(
         q.flatten(0, 1),
         kv,

@@ -1,4 +1,6 @@
-"""From text features to what the blocks read: the pooled start vector and the projected rows (spec §4.4)."""
+"""From text features to what the blocks read: the pooled start vector and the projected rows (spec
+§4.4).
+"""
 
 import math
 
