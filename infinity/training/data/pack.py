@@ -1,7 +1,8 @@
 """One compact file with every training drawing, as SVG text or WebP, and its record.
 
 The pack is a plain zip: ``records.jsonl.xz``, ``svg.jsonl.xz`` (one JSON string per SVG record, in
-record order) and ``webp/<row>.webp`` for the rest. It is what travels to a training machine without network.
+record order) and ``webp/<row>.webp`` for the rest. It is what travels to a training machine
+without network.
 """
 
 import hashlib
@@ -133,7 +134,7 @@ def _record(concept: Concept, source: DrawingSource) -> Record:
 
 
 def _svgs(archive: Path, concepts: dict[str, Concept]) -> dict[str, str]:
-    """SVG text by code points; a set whose code point table is empty is matched by its icons' names."""
+    """SVG text by code points; a set with an empty code point table is matched by icon name."""
     members = read_members(archive, {"icons.json", "chars.json"}.__contains__)
     icons = json.loads(members["icons.json"])
     code_points = json.loads(members.get("chars.json", b"{}"))

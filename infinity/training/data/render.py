@@ -36,7 +36,7 @@ def render_pack(pack: Pack, folder: Path, workers: int | None = None) -> NDArray
         workers: processes to render with; all cores by default.
 
     Returns:
-        ``(len(pack.records), 256, 256, 4)`` uint8, read-only; a drawing's longer side spans 94 % of it.
+        ``(len(pack.records), 256, 256, 4)`` uint8, read-only; a drawing's longer side spans 94 %.
 
     Raises:
         UserError: resvg-py is not installed, or a drawing cannot be rendered.
@@ -61,7 +61,7 @@ def render_pack(pack: Pack, folder: Path, workers: int | None = None) -> NDArray
 
 
 def render_drawing(drawing: str | bytes) -> NDArray[np.uint8]:
-    """``(256, 256, 4)`` premultiplied RGBA of one SVG text or WebP file, cropped to what is visible.
+    """``(256, 256, 4)`` premultiplied RGBA of one SVG text or WebP file, cropped to its drawing.
 
     Raises:
         UserError: the drawing cannot be read, or nothing of it is visible.

@@ -1,4 +1,4 @@
-"""The packages that the training data and the text encoder come from: exact versions, hashes and credits."""
+"""Where the training data and the text encoder come from: exact versions, hashes and credits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -30,7 +30,7 @@ class DrawingSource:
 
     Attributes:
         style: the word that captions use for this set.
-        form: ``iconify`` (SVG bodies in one JSON file) or ``webp`` (256-px images named by code point).
+        form: ``iconify`` (SVG bodies in one JSON file) or ``webp`` (256-px images by code point).
     """
 
     package: Package
