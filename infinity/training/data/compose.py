@@ -202,7 +202,7 @@ class Composer:
         return cover.mul_(2).sub_(1).clamp_(-1, 1)
 
     def _sample(self, group: Sequence[Placement], halve: bool) -> Float[Tensor, "m 4 256 256"]:
-        """The placed drawings, each on an empty canvas; ``halve`` averages 2×2 pixels beforehand."""
+        """The placed drawings, each on an empty canvas; ``halve`` averages 2×2 pixels first."""
         device = self._rendered.device
         table = torch.tensor([(p.row, p.size, p.x, p.y) for p in group], dtype=torch.float64)
         size, x, y = table[:, 1:].float().to(device, non_blocking=True).unbind(1)
