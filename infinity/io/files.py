@@ -1,0 +1,91 @@
+"""Files that are either whole or absent, whatever happens to the process."""
+
+import errno
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+from infinity.errors import UserError
+
+TEMPORARY_PREFIX = ".stepvar-"
+TEMPORARY_SUFFIX = ".tmp"
+
+_USERS_DISK = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file would be larger than the system allows",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "permission denied",
+    errno.EPERM: "permission denied",
+    errno.ENOENT: "the folder is gone",
+    errno.ENOTDIR: "a part of its path is not a folder",
+    errno.EISDIR: "a folder of that name is in the way",
+    errno.ENAMETOOLONG: "the name is too long",
+}
+
+
+def write_error(path: Path, error: OSError) -> Exception:
+    """A `UserError` when the disk or its permissions are at fault, else the error itself.
+
+    Args:
+        path: the file that could not be written.
+        error: what the system said.
+
+    Returns:
+        The exception to raise from ``error``.
+    """
+    reason = _USERS_DISK.get(error.errno or 0)
+    return UserError(f"output: cannot write {path}: {reason}") if reason else error
+
+
+def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Writes a file beside its final place, flushes it to the disk and moves it there.
+
+    A reader sees the old file or the whole new one. A killed process leaves at most a temporary
+    file, which `remove_temporary` clears.
+
+    Args:
+        path: the file; its folder must exist.
+        write: fills the open file.
+
+    Raises:
+        UserError: the disk is full or the place is not writable.
+    """
+    try:
+        handle, name = tempfile.mkstemp(TEMPORARY_SUFFIX, TEMPORARY_PREFIX, path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(name, 0o666 & ~_umask())
+            os.replace(name, path)
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+        sync_folder(path.parent)
+    except OSError as error:
+        raise write_error(path, error) from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes the names of a folder durable."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def remove_temporary(folder: Path) -> None:
+    """Deletes what a killed process left half-written in a folder."""
+    for file in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
+        file.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,194 @@
+"""The ``stepvar`` command. Verbs parse words and show results; the work is done elsewhere.
+
+Exit codes: 0 done, 2 the user's mistake (one sentence on stderr), 130 interrupted, 1 our bug, and
+1 from ``replay`` when the pixels differ. Results go to stdout, everything else to stderr.
+"""
+
+import functools
+import json
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+from infinity.errors import UserError
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the config."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+app = typer.Typer(
+    name="stepvar",
+    help="Draws images with Infinity: dense, or pruned with StepVAR and its rivals.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+talk = Console(stderr=True, soft_wrap=True)
+
+
+class _Interrupted(Exception):
+    """Ctrl-C inside a verb, under a name that Typer does not turn into an abort."""
+
+
+def _verb(function: Callable[..., None]) -> Callable[..., None]:
+    """Registers a verb of the same name and keeps Ctrl-C for `main`."""
+
+    @functools.wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+    return app.command()(run)
+
+
+def _load_pipeline() -> Callable[..., Any]:
+    from infinity.pipeline import InfinityPipeline
+
+    return InfinityPipeline.from_pretrained
+
+
+def _say(result: object, text: str, as_json: bool) -> None:
+    sys.stdout.write((json.dumps(result, ensure_ascii=False) if as_json else text) + "\n")
+
+
+@_verb
+def generate(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML file, e.g. configs/generate.yaml.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Draw the prompts of a file. Run it again to resume an interrupted run."""
+    from stepvar_patch.experiments.loading import load_config
+    from stepvar_patch.experiments.schema import GenerateConfig
+
+    settings = load_config(GenerateConfig, config, overrides or [])
+    from stepvar_patch.experiments.generate import run
+    from stepvar_patch.progress import RunProgress
+
+    load = context.obj or _load_pipeline()
+    with RunProgress(talk) as progress:
+        summary = run(settings, progress, load)
+    found = f", {summary.resumed} were finished before" if summary.resumed else ""
+    text = f"{summary.images} images in {summary.seconds:.1f} s{found}: {summary.output}"
+    _say(asdict(summary), text, as_json)
+
+
+@_verb
+def show(
+    image: Annotated[Path, typer.Argument(help="PNG made by stepvar.")], as_json: Json = False
+) -> None:
+    """Print what an image was made from."""
+    import yaml
+
+    from infinity.io.images import read_png
+
+    provenance = read_png(image)[1].to_json()
+    text = yaml.safe_dump(provenance, sort_keys=False, allow_unicode=True, width=100)
+    _say(provenance, text.rstrip(), as_json)
+
+
+@_verb
+def replay(
+    context: typer.Context,
+    image: Annotated[Path, typer.Argument(help="PNG made by stepvar.")],
+    output: Annotated[Path | None, typer.Option(help="Where to write the new image.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model directory, if not the one the image names.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Draw an image again and compare the pixels (exit code 1 when they differ)."""
+    from stepvar_patch.experiments.replay import replay as draw_again
+
+    load = context.obj or _load_pipeline()
+    result = draw_again(image, load, model=model, device=device, output=output)
+    if result.identical:
+        text = f"{image}: identical pixels"
+    elif result.differing_pixels < 0:
+        text = f"{image}: another size"
+    else:
+        text = (
+            f"{image}: {result.differing_pixels} pixels differ, "
+            f"by at most {result.largest_difference} of 255"
+        )
+    for name, change in result.changed.items():
+        talk.print(f"{name}: {change}", highlight=False)
+    _say(asdict(result), text, as_json)
+    if not result.identical:
+        raise typer.Exit(1)
+
+
+@_verb
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="A generate config to check.")] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Print what this machine offers, and check a config without reading weights."""
+    from stepvar_patch.doctor import environment
+
+    report = environment()
+    if config is not None:
+        from stepvar_patch.experiments.generate import check
+        from stepvar_patch.experiments.loading import load_config
+        from stepvar_patch.experiments.schema import GenerateConfig
+
+        settings = load_config(GenerateConfig, config, overrides or [])
+        report["config"] = f"{config}: valid, {check(settings)} images"
+    width = max(map(len, report))
+    _say(report, "\n".join(f"{key:{width}}  {value}" for key, value in report.items()), as_json)
+
+
+def main(
+    arguments: Sequence[str] | None = None, load_pipeline: Callable[..., Any] | None = None
+) -> int:
+    """The exit code of one ``stepvar`` call.
+
+    Args:
+        arguments: words after ``stepvar``; default: those of the process.
+        load_pipeline: stands in for ``InfinityPipeline.from_pretrained``.
+
+    Returns:
+        0, 1, 2 or 130.
+    """
+    logging.basicConfig(
+        level=logging.WARNING,
+        format="%(message)s",
+        handlers=[RichHandler(console=talk, show_time=False, show_path=False)],
+    )
+    try:
+        app(args=arguments, obj=load_pipeline, prog_name="stepvar")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    except UserError as error:
+        sys.stderr.write(f"stepvar: {error}\n")
+        return 2
+    except (_Interrupted, KeyboardInterrupt):
+        sys.stderr.write("stepvar: interrupted; the same command goes on where this one stopped\n")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

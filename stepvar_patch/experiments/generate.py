@@ -1,0 +1,296 @@
+"""One generation run: prompt rows in, finished images and their manifest out; always resumable."""
+
+import logging
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from infinity.errors import UserError
+from infinity.io.images import Provenance, contact_sheet, strip, write_png
+from infinity.io.manifest import ImageRow, RunFolder, file_sha256, image_name
+from infinity.io.prompts import PromptRow, derived_seed, read_prompts
+from stepvar_patch.experiments.schema import FREE_ON_RESUME, GenerateConfig, ImageSettings
+
+CONTACT_SHEET = "contact_sheet.png"
+CONTACT_SHEET_IMAGES = 64
+"""The sheet shows at most this many images, the first in prompt order."""
+
+_log = logging.getLogger(__name__)
+
+LoadPipeline = Callable[..., Any]
+"""``InfinityPipeline.from_pretrained``, or what a test puts in its place."""
+
+
+class Progress(Protocol):
+    """What a run tells while it works."""
+
+    def start(self, total: int, finished: int) -> None: ...
+
+    def advance(self, images: int) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageJob:
+    """One image to draw."""
+
+    row: PromptRow
+    seed: int
+    negative_prompt: str | None
+
+    @property
+    def name(self) -> str:
+        return image_name(self.row.id, self.seed)
+
+    @property
+    def file(self) -> str:
+        return f"{self.name}.png"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSummary:
+    """What a run did: images made now, images found finished, and where they are."""
+
+    output: str
+    images: int
+    resumed: int
+    seconds: float
+
+
+def jobs(config: GenerateConfig) -> Iterator[ImageJob]:
+    """The images of a run in prompt order.
+
+    Args:
+        config: of the run.
+
+    Yields:
+        ``images_per_prompt`` jobs for each row; image ``k`` of a row has the row's seed plus ``k``.
+
+    Raises:
+        UserError: a mistake in the prompt file.
+    """
+    for row in read_prompts(Path(config.prompts)):
+        first = derived_seed(config.seed, row.id) if row.seed is None else row.seed
+        negative = config.negative_prompt if row.negative_prompt is None else row.negative_prompt
+        for k in range(config.images_per_prompt):
+            yield ImageJob(row=row, seed=first + k, negative_prompt=negative or None)
+
+
+def check(config: GenerateConfig) -> int:
+    """How many images a run has, after checking all that can be checked without weights.
+
+    Args:
+        config: of the run.
+
+    Returns:
+        Images, finished ones included.
+
+    Raises:
+        UserError: a mistake in the prompt file, no model directory, or a GPU that is not there.
+    """
+    resolve_device(config.device, config.dtype)
+    if not Path(config.model).exists():
+        raise UserError(f"model: {config.model} does not exist; give a model directory")
+    return sum(1 for _ in jobs(config))
+
+
+def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline) -> RunSummary:
+    """Draws every image of a run that is not finished yet.
+
+    The prompt file, the run folder and the model's manifest are checked before weights are read. An
+    image is written before its manifest row, so killing the process loses at most one batch.
+
+    Args:
+        config: of the run.
+        progress: told of every finished batch.
+        load_pipeline: reads the model directory.
+
+    Returns:
+        Counts and the time taken.
+
+    Raises:
+        UserError: a mistake in the prompts, settings, weights or output folder, or a full disk.
+    """
+    start = time.perf_counter()
+    total = check(config)
+    device, dtype = resolve_device(config.device, config.dtype)
+    resolved = {**asdict(config), "device": device, "dtype": dtype}
+    with RunFolder(Path(config.output), resolved, _fixed_on_resume) as folder:
+        resumed = _count_finished(folder, config)
+        progress.start(total, resumed)
+        if resumed < total:
+            pipeline = load_pipeline(config.model, device=device, dtype=dtype)
+            maker = _Maker(config, folder, pipeline, dtype)
+            todo = (job for job in jobs(config) if job.file not in folder.finished)
+            while batch := list(islice(todo, config.batch_size)):
+                maker.make(batch)
+                progress.advance(len(batch))
+        if config.contact_sheet:
+            _write_contact_sheet(folder, config)
+    seconds = time.perf_counter() - start
+    return RunSummary(
+        output=config.output, images=total - resumed, resumed=resumed, seconds=seconds
+    )
+
+
+def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
+    """The device and dtype that a run uses when the config leaves them open.
+
+    Args:
+        device: ``cpu``, ``cuda``, ``cuda:N`` or ``None``.
+        dtype: ``fp32``, ``bf16`` or ``None``.
+
+    Returns:
+        Device and dtype.
+
+    Raises:
+        UserError: a GPU is asked for that is not there.
+    """
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device is None:
+        device = "cuda" if gpus else "cpu"
+    elif device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
+        raise UserError(f"device = {device!r} is not available; this machine shows {gpus} GPUs")
+    return device, dtype or ("fp32" if device == "cpu" else "bf16")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what an image's bits depend on."""
+    names = ("stepvar", "torch", "pillow")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+
+
+def settings_of(config: ImageSettings, pipeline: Any) -> dict[str, Any]:
+    """The image settings as keyword arguments of the pipeline, the model's defaults filled in."""
+    names = [field.name for field in fields(ImageSettings)]
+    defaults = asdict(pipeline.config.sampling)
+    values = {name: getattr(config, name) for name in names}
+    return {name: defaults.get(name) if v is None else v for name, v in values.items()}
+
+
+class _Maker:
+    """Draws batches and puts them into the run folder."""
+
+    def __init__(
+        self, config: GenerateConfig, folder: RunFolder, pipeline: Any, dtype: str
+    ) -> None:
+        self.config, self.folder, self.pipeline = config, folder, pipeline
+        self.settings = settings_of(config, pipeline)
+        device = str(pipeline.device).partition(":")[0]
+        self.recorded = {**self.settings, "device": device, "dtype": dtype}
+        self.model = {
+            "name": pipeline.config.name,
+            "digest": pipeline.digest,
+            "directory": os.path.normpath(config.model),
+        }
+        self.versions = versions()
+        for row in folder.finished.values():
+            if row.weights != pipeline.digest:
+                raise UserError(
+                    f"model: {config.model} holds other weights than those that made "
+                    f"{folder.path / row.file}; choose another output folder"
+                )
+
+    def make(self, batch: Sequence[ImageJob]) -> None:
+        """Draws, writes and records the images of one batch."""
+        previews: list[list[Image.Image]] = []
+
+        def keep_preview(end: Any) -> None:
+            previews.append(self.pipeline.decode(end.latent))
+
+        try:
+            out = self.pipeline(
+                [job.row.prompt for job in batch],
+                negative_prompt=_negative_prompts(batch),
+                seed=[job.seed for job in batch],
+                callback_on_scale_end=keep_preview if self.config.preview else None,
+                **self.settings,
+            )
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            raise UserError(
+                f"batch_size = {len(batch)} does not fit into the GPU's memory; lower it"
+            ) from error
+        ms = {stage: round(total / len(batch), 3) for stage, total in out.timings.items()}
+        try:
+            for index, job in enumerate(batch):
+                if self.config.preview:
+                    steps = strip([images[index] for images in previews])
+                    write_png(self.folder.path / f"{job.name}.preview.png", steps)
+                self._write(job, out.images[index], ms)
+        except UserError as error:
+            count = len(self.folder.finished)
+            raise UserError(f"{error}; {count} finished images and their manifest are valid") from (
+                error.__cause__ or error
+            )
+
+    def _write(self, job: ImageJob, image: Image.Image, ms: dict[str, float]) -> None:
+        start = time.perf_counter()
+        provenance = Provenance(
+            id=job.row.id,
+            prompt=job.row.prompt,
+            negative_prompt=job.negative_prompt,
+            seed=job.seed,
+            settings=self.recorded,
+            model=self.model,
+            versions=self.versions,
+            extra=job.row.extra,
+        )
+        path = self.folder.path / job.file
+        write_png(path, image, provenance)
+        self.folder.append(
+            ImageRow(
+                id=job.row.id,
+                seed=job.seed,
+                prompt=job.row.prompt,
+                negative_prompt=job.negative_prompt,
+                file=job.file,
+                sha256=file_sha256(path),
+                weights=self.pipeline.digest,
+                ms={**ms, "write": round(1000 * (time.perf_counter() - start), 3)},
+                extra=job.row.extra,
+            )
+        )
+
+
+def _negative_prompts(batch: Sequence[ImageJob]) -> list[str] | None:
+    """One per prompt, or ``None`` when no image has one; an empty text means none."""
+    texts = [job.negative_prompt or "" for job in batch]
+    return texts if any(texts) else None
+
+
+def _fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
+    fixed = {name: value for name, value in config.items() if name not in FREE_ON_RESUME}
+    return {**fixed, "device": str(config.get("device")).partition(":")[0]}
+
+
+def _count_finished(folder: RunFolder, config: GenerateConfig) -> int:
+    """How many jobs have a finished image, which must be of the same prompt."""
+    count = 0
+    for job in jobs(config):
+        row = folder.finished.get(job.file)
+        if row is None:
+            continue
+        if (row.prompt, row.negative_prompt) != (job.row.prompt, job.negative_prompt):
+            raise UserError(
+                f"{job.row.where}: id {job.row.id!r} has another prompt than its finished image in "
+                f"{folder.path}; choose another output folder or another id"
+            )
+        count += 1
+    return count
+
+
+def _write_contact_sheet(folder: RunFolder, config: GenerateConfig) -> None:
+    first = list(islice(jobs(config), CONTACT_SHEET_IMAGES))
+    sheet = contact_sheet({job.name: folder.path / job.file for job in first})
+    write_png(folder.path / CONTACT_SHEET, sheet)

@@ -1,0 +1,110 @@
+"""Making an image again from the provenance inside it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infinity.errors import UserError
+from infinity.io.images import Provenance, read_png, write_png
+from stepvar_patch.experiments.generate import resolve_device, versions
+from stepvar_patch.experiments.loading import describe, parse
+from stepvar_patch.experiments.schema import ImageSettings, ReplayTarget
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayResult:
+    """How the image made again compares with the original.
+
+    Attributes:
+        identical: every pixel is the same.
+        differing_pixels: how many are not; -1 when the sizes differ.
+        largest_difference: of a colour value, 0 to 255; -1 when the sizes differ.
+        changed: what is different about this machine: versions, device or dtype, old → new.
+    """
+
+    identical: bool
+    differing_pixels: int
+    largest_difference: int
+    changed: dict[str, str]
+
+
+def replay(
+    path: Path,
+    load_pipeline: Callable[..., Any],
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    output: Path | None = None,
+) -> ReplayResult:
+    """Draws an image again and compares the pixels.
+
+    Args:
+        path: PNG made by ``stepvar generate``.
+        load_pipeline: reads a model directory.
+        model: directory of the weights; default: the one the image names.
+        device: default: the one the image names.
+        output: where to write the new image; default: nowhere.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        UserError: not an image of ours, damaged settings, other weights, or a device not there.
+    """
+    image, provenance = read_png(path)
+    settings, target = _settings(path, provenance)
+    used_device, dtype = resolve_device(device or target.device, target.dtype)
+    directory = model or provenance.model["directory"]
+    pipeline = load_pipeline(directory, device=used_device, dtype=dtype)
+    if pipeline.digest != provenance.model["digest"]:
+        raise UserError(
+            f"{path} was made with the weights {provenance.model['digest'][:12]}… but {directory} "
+            f"holds {pipeline.digest[:12]}…; name the right directory with --model"
+        )
+    negative = provenance.negative_prompt
+    again = pipeline(
+        [provenance.prompt],
+        negative_prompt=[negative] if negative else None,
+        seed=[provenance.seed],
+        **{field.name: getattr(settings, field.name) for field in fields(settings)},
+    ).images[0]
+    if output is not None:
+        here = {**provenance.settings, "device": used_device.partition(":")[0]}
+        write_png(output, again, replace(provenance, settings=here, versions=versions()))
+    changed = {
+        name: f"{provenance.versions.get(name)} → {now}"
+        for name, now in versions().items()
+        if provenance.versions.get(name) != now
+    }
+    if used_device.partition(":")[0] != target.device:
+        changed["device"] = f"{target.device} → {used_device}"
+    return _compare(np.asarray(image), np.asarray(again.convert(image.mode)), changed)
+
+
+def _settings(path: Path, provenance: Provenance) -> tuple[ImageSettings, ReplayTarget]:
+    names = {field.name for field in fields(ReplayTarget)}
+    target = {name: value for name, value in provenance.settings.items() if name in names}
+    settings = {name: value for name, value in provenance.settings.items() if name not in names}
+    problem = describe(ImageSettings, settings, str(path)) or describe(
+        ReplayTarget, target, str(path)
+    )
+    if problem:
+        raise UserError(f"damaged stepvar provenance: {problem}")
+    return parse(ImageSettings, settings), parse(ReplayTarget, target)
+
+
+def _compare(before: np.ndarray, after: np.ndarray, changed: dict[str, str]) -> ReplayResult:
+    if before.shape != after.shape:
+        return ReplayResult(
+            identical=False, differing_pixels=-1, largest_difference=-1, changed=changed
+        )
+    difference = np.abs(before.astype(np.int16) - after.astype(np.int16))
+    return ReplayResult(
+        identical=not difference.any(),
+        differing_pixels=int(difference.any(axis=-1).sum()),
+        largest_difference=int(difference.max(initial=0)),
+        changed=changed,
+    )

@@ -1,0 +1,98 @@
+"""What a config file may say. Frozen dataclasses are the schema; pydantic holds values to it."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Le, MinLen
+from pydantic import ConfigDict, StringConstraints
+
+from infinity.io.prompts import MAX_SEED
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+Guidance = Annotated[float, Ge(0), Le(100)]
+Temperature = Annotated[float, Gt(0), Le(100)]
+Pixels = Annotated[int, Ge(16), Le(8192)]
+Dtype = Literal["fp32", "bf16"]
+Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d{1,2})?)$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageSettings:
+    """The settings that, with weights, prompt and seed, decide an image; ``None`` is the model's.
+
+    Attributes:
+        guidance_scale: classifier-free guidance, one number or one per scale; 1 is off.
+        temperature: of the bit logits, one number or one per scale.
+        top_k: 1 takes the likelier value of each bit; 0 and anything above 1 sample it.
+        top_p: a bit value less likely than ``1 - top_p`` is never drawn; 0 is off.
+        guidance_layers: where guidance acts: 0 on the logits, ``-k`` after the k-th last block.
+        aspect_ratio: height / width; the nearest of 15 shapes is used.
+        height: of the image in pixels, given together with ``width``.
+        width: of the image in pixels.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    guidance_scale: Guidance | Annotated[tuple[Guidance, ...], MinLen(1)] | None = None
+    temperature: Temperature | Annotated[tuple[Temperature, ...], MinLen(1)] | None = None
+    top_k: Annotated[int, Ge(0)] | None = None
+    top_p: Annotated[float, Ge(0), Le(1)] | None = None
+    guidance_layers: Annotated[tuple[Annotated[int, Le(0)], ...], MinLen(1)] | None = None
+    aspect_ratio: Annotated[float, Ge(0.1), Le(10)] | None = None
+    height: Pixels | None = None
+    width: Pixels | None = None
+
+    def __post_init__(self) -> None:
+        if (self.height is None) != (self.width is None):
+            raise ValueError("height and width must be given together")
+        if self.aspect_ratio is not None and self.height is not None:
+            raise ValueError("aspect_ratio and height/width exclude each other; set one to null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ImageSettings):
+    """One run of ``stepvar generate``.
+
+    Attributes:
+        model: model directory.
+        prompts: ``.txt``, ``.jsonl`` or ``.csv`` file, or a folder of ``.txt``.
+        output: folder of the run; an interrupted run is resumed there.
+        seed: of the run; rows without a seed derive theirs from it and their id.
+        images_per_prompt: images with consecutive seeds.
+        batch_size: images drawn at once; changes no image.
+        negative_prompt: for rows that have none.
+        device: ``cpu``, ``cuda`` or ``cuda:N``; ``None`` takes a GPU if there is one.
+        dtype: ``None`` is bf16 on a GPU and fp32 on the CPU.
+        preview: write ``<image>.preview.png``, the image after each scale.
+        contact_sheet: write ``contact_sheet.png``, thumbnails of the first images.
+    """
+
+    model: Annotated[str, MinLen(1)]
+    prompts: Annotated[str, MinLen(1)]
+    output: Annotated[str, MinLen(1)]
+    seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 0
+    images_per_prompt: Annotated[int, Ge(1), Le(10_000)] = 1
+    batch_size: Annotated[int, Ge(1), Le(1024)] = 1
+    negative_prompt: str | None = None
+    device: Device | None = None
+    dtype: Dtype | None = None
+    preview: bool = False
+    contact_sheet: bool = True
+
+
+FREE_ON_RESUME = frozenset(
+    ["model", "prompts", "output", "images_per_prompt", "batch_size", "contact_sheet"]
+)
+"""Fields of `GenerateConfig` that may differ when a run is resumed: they change no finished image,
+or, as weights and prompts, are compared by content."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplayTarget:
+    """Where an image was computed; ``device`` is the kind alone."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    device: Literal["cpu", "cuda"]
+    dtype: Dtype

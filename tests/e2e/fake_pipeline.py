@@ -1,0 +1,78 @@
+"""A pipeline without weights: an image is a pure function of prompt, seed and settings."""
+
+import hashlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from infinity.config import PRESETS
+from infinity.errors import UserError
+from stepvar_patch.cli import main
+
+SIDE_PX = 32
+
+
+@dataclass
+class FakePipeline:
+    """Same surface as `infinity.pipeline.InfinityPipeline`, as far as the command line uses it."""
+
+    digest: str = "d" * 64
+    delay_s: float = 0.0
+    loads: list[str] = field(default_factory=list)
+    batches: list[int] = field(default_factory=list)
+    config = PRESETS["embedded"]
+    device = torch.device("cpu")
+
+    def load(self, directory: str, *, device: str | None, dtype: str | None) -> "FakePipeline":
+        self.loads.append(directory)
+        if not Path(directory).is_dir():
+            raise UserError(f"model: {directory} is not a folder")
+        return self
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        *,
+        negative_prompt: Sequence[str] | None,
+        seed: Sequence[int],
+        callback_on_scale_end: Any = None,
+        **settings: Any,
+    ) -> SimpleNamespace:
+        self.batches.append(len(prompts))
+        time.sleep(self.delay_s)
+        negatives = negative_prompt or [""] * len(prompts)
+        keys = [
+            repr((p, n, s, sorted(settings.items())))
+            for p, n, s in zip(prompts, negatives, seed, strict=True)
+        ]
+        for scale in range(3):
+            if callback_on_scale_end is not None:
+                latent = torch.stack([_noise(f"{key}{scale}") for key in keys])
+                end = SimpleNamespace(scale=scale, grid=(1, 1), bits=None, latent=latent)
+                callback_on_scale_end(end)
+        latents = torch.stack([_noise(key) for key in keys])
+        timings = {"text": 1.0, "scales": 2.0, "decode": 3.0}
+        return SimpleNamespace(
+            images=self.decode(latents), seeds=tuple(seed), timings=timings, latents=latents
+        )
+
+    def decode(self, latent: torch.Tensor) -> list[Image.Image]:
+        return [Image.fromarray(image.numpy()) for image in latent]
+
+
+def _noise(key: str) -> torch.Tensor:
+    seed = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big")
+    pixels = np.random.default_rng(seed).integers(0, 256, (SIDE_PX, SIDE_PX, 3), dtype=np.uint8)
+    return torch.from_numpy(pixels)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[2:], FakePipeline(delay_s=float(sys.argv[1])).load))
