@@ -9,7 +9,7 @@ token, d latent channels.
 """
 
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from jaxtyping import Float
@@ -100,7 +100,7 @@ class ScalePlan:
             every position, taken from the kept token that ``kv_source`` names, under the
             position's own rotary phase.
         kv_source: int64 ``(b, N)`` index into the row's kept tokens, for ``kv_write="propagate"``.
-        inside: ask :meth:`PruningPolicy.plan_branch` per layer or per branch; excludes ``keep``.
+        inside: ask :meth:`PolicyRun.plan_branch` per layer or per branch; excludes ``keep``.
         stop_after: the picture is finished after this scale.
         shape_key: equal keys promise equal tensor shapes.
     """
@@ -152,22 +152,18 @@ class BranchPlan:
     gather: Callable[[Tensor, KeepSet], PackedTokens] | None = None
 
 
-class PruningPolicy(Protocol):
-    """A method that decides which tokens, rows and scales are worth computing.
+class PolicyRun(Protocol):
+    """A policy at work on one generation call; its memory ends with the call.
 
-    ``events`` names what :meth:`after` wants to hear; unsubscribed events cost nothing. Data per
-    event: ``branch``: gated dense output ``(b, N, C)``; ``layer``: ``(before, after)``, both ``(b,
-    N, C)``; ``logits``: ``(cond, uncond or None)``; ``codes``: latent after the scale.
+    Attributes:
+        events: what :meth:`after` wants to hear; unsubscribed events cost nothing. Data per event:
+            ``branch``: gated dense output ``(b, N, C)``; ``layer``: ``(before, after)``, both
+            ``(b, N, C)``; ``logits``: ``(cond, uncond or None)``; ``codes``: the latent so far.
+        cached_tokens: upper bound of the keys that each scale writes to a layer's cache, per row.
     """
 
-    name: str
     events: frozenset[Event]
-
-    def begin(self, request: PolicyRequest) -> None: ...
-
-    def cached_tokens(self, request: PolicyRequest) -> tuple[int, ...]:
-        """Upper bound of the keys that each scale writes to a layer's cache, per row."""
-        ...
+    cached_tokens: tuple[int, ...]
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan: ...
 
@@ -178,18 +174,29 @@ class PruningPolicy(Protocol):
     ) -> None: ...
 
 
-@dataclass(frozen=True)
-class DensePolicy:
-    """Computes every token of every scale."""
+class PruningPolicy(Protocol):
+    """A method that decides which tokens, rows and scales are worth computing: settings only."""
 
-    name: str = "dense"
-    events: frozenset[Event] = field(default_factory=frozenset)
+    @property
+    def name(self) -> str: ...
 
-    def begin(self, request: PolicyRequest) -> None:
-        """Nothing to prepare."""
+    def start(self, request: PolicyRequest) -> PolicyRun:
+        """The policy's memory for one call.
 
-    def cached_tokens(self, request: PolicyRequest) -> tuple[int, ...]:
-        return request.schedule.tokens_per_scale
+        Raises:
+            UserError: the request has something that the policy cannot serve.
+        """
+        ...
+
+
+class DenseRun:
+    """Computes every token; the base of runs that change some answers only."""
+
+    events: frozenset[Event] = frozenset()
+
+    def __init__(self, request: PolicyRequest) -> None:
+        self.request = request
+        self.cached_tokens = request.schedule.tokens_per_scale
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         return DENSE_SCALE
@@ -199,3 +206,13 @@ class DensePolicy:
 
     def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
         """No events are subscribed."""
+
+
+@dataclass(frozen=True)
+class DensePolicy:
+    """Computes every token of every scale."""
+
+    name: str = "dense"
+
+    def start(self, request: PolicyRequest) -> PolicyRun:
+        return DenseRun(request)

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from infinity.policy import PolicyRequest, PruningPolicy, Rows, ScalePlan, ScaleView
+from infinity.policy import PolicyRequest, PolicyRun, PruningPolicy, Rows, ScalePlan, ScaleView
 from infinity.sampling.bits import guide, sample_bits, truncate
 from infinity.sampling.noise import NoiseSource
 from infinity.schedule import Grid, ScaleSchedule
@@ -109,14 +109,14 @@ def generate_latents(
         patchify,
         model.device.type,
     )
-    policy.begin(request)
+    run = policy.start(request)
     stack = BlockStack(
         model,
         text,
         schedule,
         images=images,
         guidance=settings.guidance,
-        cached_tokens=policy.cached_tokens(request),
+        cached_tokens=run.cached_tokens,
         attention=attention,
     )
     latent = torch.zeros(images, model.config.codebook_dim, *latent_grids[-1], device=model.device)
@@ -127,7 +127,7 @@ def generate_latents(
         view = ScaleView(
             latent, codes, _embed(stack, latent, si, latent_grids), grid, stack.rows, decode
         )
-        plan = policy.plan_scale(si, view)
+        plan = run.plan_scale(si, view)
         draws = noise.exponential(si, grid[0] * grid[1] * model.config.token_bits)
         if not plan.run:
             continue
@@ -137,8 +137,8 @@ def generate_latents(
             stack.drop_rows(plan.rows)
         scale = settings.guidance_scale[si] if plan.guidance is None else plan.guidance
         last = si + 1 == len(schedule) or plan.stop_after
-        out = stack.run(si, x, plan, policy, scale, last)
-        logits = _logits(stack, out, settings, scale, settings.temperature[si], policy, si)
+        out = stack.run(si, x, plan, run, scale, last)
+        logits = _logits(stack, out, settings, scale, settings.temperature[si], run, si)
         bits = _sample(logits, draws, plan, settings, grid, images)
         gain = gain_of(gains, si)
         if si < len(forced_bits):
@@ -151,8 +151,8 @@ def generate_latents(
         else:
             codes = codes_from_bits(tokens_to_bits(bits, latent_grids[si], patchify), gain)
         latent = latent + resize(codes, latent_grids[-1])
-        if "codes" in policy.events:
-            policy.after("codes", si, -1, None, latent)
+        if "codes" in run.events:
+            run.after("codes", si, -1, None, latent)
         if on_scale_end is not None:
             on_scale_end(ScaleEnd(si, grid, logits, bits, latent))
         if plan.stop_after:
@@ -180,7 +180,7 @@ def _logits(
     settings: SamplingSettings,
     scale: float,
     temperature: float,
-    policy: PruningPolicy,
+    policy: PolicyRun,
     si: int,
 ) -> Tensor:
     """``(T, D, 2)`` logits of the picture's tokens, after temperature and guidance."""

@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infinity.ops.attention import AttentionRequest, KeyValues, select
-from infinity.policy import Branch, BranchPlan, PruningPolicy, RestoreContext, Rows, ScalePlan
+from infinity.policy import Branch, BranchPlan, PolicyRun, RestoreContext, Rows, ScalePlan
 from infinity.schedule import ScaleSchedule
 from infinity.tokens import KeepSet, PackedTokens, pack, pack_all
 from infinity.transformer.block import Attend, AttendText, Block, Modulation, Rope
@@ -133,7 +133,7 @@ class BlockStack:
             raise ValueError(f"rows {rows!r} asked for, but only {self.rows!r} rows are left")
         if rows == "uncond" and self.uncond_depth < len(self.blocks):
             raise ValueError(
-                "rows 'uncond' needs guidance on logits: the unconditional half ends inside the stack"
+                "rows 'uncond' needs guidance on logits: that half ends inside the stack"
             )
         start = 0 if rows == "cond" else self.images
         for layer, cache in enumerate(self.caches):
@@ -156,7 +156,7 @@ class BlockStack:
         si: int,
         x: Float[Tensor, "b n width"],
         plan: ScalePlan,
-        policy: PruningPolicy,
+        policy: PolicyRun,
         guidance_scale: float,
         last: bool,
     ) -> StackOutput:
@@ -252,7 +252,7 @@ class _Sublayers:
     block: Block
     shared: Tensor
     plan: ScalePlan
-    policy: PruningPolicy
+    policy: PolicyRun
     write: bool
 
     def run(self, layout: _Layout) -> PackedTokens:

@@ -1,0 +1,398 @@
+"""Prompts in, pictures out: the generator as one object."""
+
+import logging
+import secrets
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from infinity.checkpoint import digest, load_into, load_model_config, read_state
+from infinity.config import ModelConfig, Resolution
+from infinity.errors import UserError
+from infinity.policy import DensePolicy, PruningPolicy
+from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
+from infinity.sampling.noise import GeneratorNoise, NoiseSource, PerImageNoise
+from infinity.sampling.settings import PerScale, resolve_settings
+from infinity.schedule import TEMPLATES, ScaleSchedule, scale_schedule
+from infinity.text import TextEncoder, TextFeatures, load_text_encoder
+from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.transformer.model import InfinityTransformer
+
+logger = logging.getLogger(__name__)
+
+OutputType = Literal["pil", "np", "pt", "latent"]
+
+
+@dataclass(frozen=True)
+class PipelineOutput:
+    """What a call returns, prompt-major: all images of the first prompt, then the second's.
+
+    Attributes:
+        images: PIL images; ``np`` uint8 ``(H, W, 3)``; ``pt`` fp32 ``(3, H, W)`` in [0, 1]; or
+            ``latent`` fp32 ``(d, Hv, Wv)``.
+        seeds: the seed of every image.
+        timings: milliseconds of the call's stages, ``text``, ``scales`` and ``decode``.
+        latents: ``(images, d, Hv, Wv)`` summed codes.
+    """
+
+    images: list[Any]
+    seeds: tuple[int, ...]
+    timings: dict[str, float]
+    latents: Float[Tensor, "images d hv wv"]
+
+
+@dataclass
+class InfinityPipeline:
+    """Text encoder, transformer and tokenizer of one model, ready to draw.
+
+    Attributes:
+        policy: which tokens are computed; dense unless a patch is applied.
+        attention: backend name, or "auto".
+        max_batch_size: images computed together. On CPU it is 1: larger batches gain nothing there,
+            and one image at a time makes every image independent of the batch to the last bit.
+    """
+
+    config: ModelConfig
+    transformer: InfinityTransformer
+    tokenizer: BSQTokenizer
+    text_encoder: TextEncoder
+    digest: str
+    device: torch.device
+    dtype: torch.dtype
+    policy: PruningPolicy = field(default_factory=DensePolicy)
+    attention: str = "auto"
+    max_batch_size: int = 1
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        text_encoder: str | Path | None = None,
+    ) -> Self:
+        """The model in ``directory`` (see ``stepvar convert`` for the official files).
+
+        Args:
+            directory: a model directory.
+            device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
+            dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU, float32 on a CPU.
+            text_encoder: folder of the text encoder; None takes ``directory/text_encoder``.
+
+        Raises:
+            UserError: a file is missing, corrupt or of another model; no such device or dtype.
+        """
+        directory = Path(directory)
+        config = load_model_config(directory)
+        where, precision = _device(device), _dtype(dtype, device)
+        with torch.device("meta"):
+            transformer = InfinityTransformer(config.transformer)
+            tokenizer = BSQTokenizer(config.tokenizer)
+        transformer.set_compute_dtype(precision).to_empty(device=where)
+        tokenizer.to_empty(device=where)
+        load_into(transformer, read_state(directory, "transformer"), context=str(directory))
+        load_into(tokenizer, read_state(directory, "tokenizer"), context=str(directory))
+        encoder = load_text_encoder(
+            config.text_encoder,
+            Path(text_encoder or directory / "text_encoder"),
+            where,
+            precision,
+        )
+        for module in (transformer, tokenizer):
+            module.eval().requires_grad_(False)
+        logger.info("loaded %s on %s in %s", config.name, where, precision)
+        return cls(
+            config=config,
+            transformer=transformer,
+            tokenizer=tokenizer,
+            text_encoder=encoder,
+            digest=digest(directory),
+            device=where,
+            dtype=precision,
+            max_batch_size=1 if where.type == "cpu" else 8,
+        )
+
+    def __call__(
+        self,
+        prompts: str | Sequence[str],
+        *,
+        negative_prompt: str | Sequence[str] | None = None,
+        guidance_scale: PerScale | None = None,
+        temperature: PerScale | None = None,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance_layers: Sequence[int] | None = None,
+        seed: int | Sequence[int] | None = None,
+        aspect_ratio: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        resolution: Resolution | None = None,
+        num_images_per_prompt: int = 1,
+        output_type: OutputType = "pil",
+        compatibility: bool = False,
+        callback_on_scale_end: Callable[[ScaleEnd], None] | None = None,
+    ) -> PipelineOutput:
+        """Pictures for ``prompts``.
+
+        An image depends on weights, its prompt, its seed and the settings, never on the batch:
+            exactly
+        so on CPU, up to the rounding of batched kernels on GPU.
+
+        Args:
+            prompts: one or several.
+            negative_prompt: what to stay away from: one for all prompts, or one each; empty means
+                the model's own unconditional features.
+            guidance_scale: how strongly to follow the prompt; a number or one per scale, 1 = off.
+            temperature: of bit sampling; a number or one per scale, > 0.
+            top_k: 1 = greedy.
+            top_p: bits whose likelier value reaches this probability are not sampled; 0 = off.
+            guidance_layers: 0 = on logits, ``-k`` = on the output of the k-th last block.
+            seed: one for all prompts or one per prompt, in [0, 2^63); further images of a prompt
+                count up from it. None draws seeds and reports them.
+            aspect_ratio: height / width, mapped to the nearest of the 15 templates.
+            height: pixels; with ``width``, instead of ``aspect_ratio``; must be a template's size.
+            width: pixels.
+            resolution: another resolution class than the model's own.
+            num_images_per_prompt: how many.
+            output_type: see :class:`PipelineOutput`.
+            compatibility: draw random numbers and convert to uint8 exactly as the original program
+                does: one generator for the whole batch, truncation instead of rounding.
+            callback_on_scale_end: called after every scale of every computed batch.
+
+        Raises:
+            UserError: a value out of range, or lists whose lengths do not fit.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        if not prompts:
+            raise UserError("prompts is empty; allowed: at least one prompt")
+        if num_images_per_prompt < 1:
+            raise UserError(
+                f"num_images_per_prompt is {num_images_per_prompt}; allowed: at least 1"
+            )
+        schedule = self.schedule(
+            aspect_ratio=aspect_ratio, height=height, width=width, resolution=resolution
+        )
+        settings = resolve_settings(
+            self.config.sampling,
+            len(schedule),
+            self.config.transformer.depth,
+            guidance_scale=guidance_scale,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            guidance_layers=guidance_layers,
+        )
+        seeds = _seeds(seed, len(prompts), num_images_per_prompt)
+        negatives = _negatives(negative_prompt, len(prompts))
+
+        clock = _StageClock(self.device)
+        text = self.text_encoder.encode(prompts).split()
+        negative_rows = self._negative_rows(negatives, [len(rows) for rows in text], settings)
+        clock.stage("text")
+        order = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
+        size = len(order) if compatibility else self.max_batch_size
+        latents, pictures = [], []
+        for start in range(0, len(order), size):
+            batch = order[start : start + size]
+            if compatibility:
+                noise: NoiseSource = GeneratorNoise(seeds[0], len(batch), self.device)
+            else:
+                noise = PerImageNoise(seeds[start : start + size], self.device)
+            latent = self._latents(
+                [text[i] for i in batch],
+                [negative_rows[i] for i in batch],
+                schedule,
+                settings,
+                noise,
+                callback_on_scale_end,
+            )
+            clock.stage("scales")
+            if output_type != "latent":
+                pictures.append(self.decode_tensor(latent))
+            clock.stage("decode")
+            latents.append(latent)
+        all_latents = torch.cat(latents)
+        images: list[Any] = list(all_latents)
+        if output_type != "latent":
+            images = _as_output(torch.cat(pictures), output_type, truncate=compatibility)
+        return PipelineOutput(images, seeds, clock.milliseconds, all_latents)
+
+    def schedule(
+        self,
+        *,
+        aspect_ratio: float | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        resolution: Resolution | None = None,
+    ) -> ScaleSchedule:
+        """The schedule of a picture shape; square by default.
+
+        Raises:
+            UserError: height and width are not both given, are given beside aspect_ratio, or are no
+                size that a template of this model has; or the ratio is not positive and finite.
+        """
+        if (height is None) != (width is None):
+            raise UserError("height and width must be given together")
+        if height is not None and width is not None and aspect_ratio is not None:
+            raise UserError("give either aspect_ratio or height and width, not both")
+        ratio = aspect_ratio if aspect_ratio is not None else 1.0
+        if height is not None and width is not None:
+            if min(height, width) < 1:
+                raise UserError(f"height × width is {height} × {width}; allowed: positive pixels")
+            ratio = height / width
+        try:
+            found = self._template(ratio, resolution)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        if height is not None and self.pixel_size(found) != (height, width):
+            sizes = (self.pixel_size(self._template(r, resolution)) for r in TEMPLATES)
+            allowed = ", ".join(f"{h} × {w}" for h, w in sizes)
+            raise UserError(f"height × width is {height} × {width}; allowed: {allowed}")
+        return found
+
+    def _template(self, ratio: float, resolution: Resolution | None) -> ScaleSchedule:
+        return scale_schedule(
+            ratio, resolution or self.config.resolution, self.config.transformer.rope_reference
+        )
+
+    def pixel_size(self, schedule: ScaleSchedule) -> tuple[int, int]:
+        """``(height, width)`` of a picture drawn on ``schedule``."""
+        h, w = schedule.latent_grids(self.config.transformer.patchify)[-1]
+        return h * self.config.tokenizer.patch_size, w * self.config.tokenizer.patch_size
+
+    @torch.inference_mode()
+    def decode_tensor(self, latent: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
+        """Pictures in [−1, 1], fp32; each decoded alone, so that batches cannot change them."""
+        reduced = self.dtype != torch.float32
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=reduced):
+            return torch.cat([self.tokenizer.decode(one) for one in latent.split(1)]).float()
+
+    def decode(self, latent: Float[Tensor, "b d h w"]) -> list[Image.Image]:
+        """Pictures of summed codes, for example of a scale's latent so far."""
+        return _as_output(self.decode_tensor(latent), "pil", truncate=False)
+
+    def _negative_rows(
+        self, negatives: list[str], lengths: list[int], settings: SamplingSettings
+    ) -> list[Tensor | None]:
+        if not settings.guided:
+            return [None] * len(lengths)
+        encoded = {n: self.text_encoder.encode([n]).rows for n in set(negatives) if n}
+        learned = self.transformer.cfg_uncond
+        return [
+            encoded[negative] if negative else learned[:length].float()
+            for negative, length in zip(negatives, lengths, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _latents(
+        self,
+        text: list[Tensor],
+        negative: list[Tensor | None],
+        schedule: ScaleSchedule,
+        settings: SamplingSettings,
+        noise: NoiseSource,
+        callback: Callable[[ScaleEnd], None] | None,
+    ) -> Tensor:
+        unconditional = [rows for rows in negative if rows is not None]
+        rows = TextFeatures.stack([r.to(self.device) for r in (*text, *unconditional)])
+        return generate_latents(
+            self.transformer,
+            self.transformer.condition(rows),
+            schedule,
+            settings,
+            noise,
+            self.policy,
+            images=len(text),
+            gains=self.tokenizer.gains,
+            decode=self.tokenizer.decode,
+            attention=self.attention,
+            on_scale_end=callback,
+        )
+
+
+class _StageClock:
+    """Milliseconds spent per stage, device work included."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.milliseconds = {"text": 0.0, "scales": 0.0, "decode": 0.0}
+        self._last = time.monotonic()
+
+    def stage(self, name: str) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        now = time.monotonic()
+        self.milliseconds[name] += 1e3 * (now - self._last)
+        self._last = now
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is {name!r}; allowed: cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {name!r}; allowed: cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"device is {name!r}, but this machine has {count} CUDA devices")
+    return device
+
+
+def _dtype(name: str | None, device: str | None) -> torch.dtype:
+    if name is None:
+        return torch.float32 if _device(device).type == "cpu" else torch.bfloat16
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"dtype is {name!r}; allowed: float32, bfloat16")
+    return torch.float32 if name == "float32" else torch.bfloat16
+
+
+def _seeds(seed: int | Sequence[int] | None, prompts: int, images: int) -> tuple[int, ...]:
+    if seed is None:
+        firsts = [secrets.randbits(32) for _ in range(prompts)]
+    elif isinstance(seed, int):
+        firsts = [seed] * prompts
+    else:
+        firsts = list(seed)
+    if len(firsts) != prompts:
+        raise UserError(f"seed lists {len(firsts)} values; allowed: one, or one per prompt")
+    seeds = tuple(first + offset for first in firsts for offset in range(images))
+    if not all(0 <= s < 1 << 63 for s in seeds):
+        raise UserError(f"seed is {seed}; allowed: integers in [0, 2^63)")
+    return seeds
+
+
+def _negatives(negative: str | Sequence[str] | None, prompts: int) -> list[str]:
+    if negative is None:
+        return [""] * prompts
+    listed = [negative] * prompts if isinstance(negative, str) else list(negative)
+    if len(listed) != prompts:
+        raise UserError(
+            f"negative_prompt lists {len(listed)} entries; allowed: one, or one per prompt"
+        )
+    return listed
+
+
+def _as_output(
+    pictures: Float[Tensor, "b 3 h w"], output_type: OutputType, *, truncate: bool
+) -> list[Any]:
+    if output_type == "pt":
+        return list((pictures + 1) / 2)
+    scaled = (pictures + 1) / 2 * 255
+    if not truncate:
+        scaled = scaled.round()
+    arrays = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    if output_type == "np":
+        return list(arrays)
+    return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]

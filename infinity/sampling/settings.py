@@ -1,0 +1,76 @@
+"""From what a caller gives to :class:`SamplingSettings`: one value per scale, checked."""
+
+import math
+from collections.abc import Sequence
+
+from infinity.config import SamplingDefaults
+from infinity.errors import UserError
+from infinity.sampling.loop import SamplingSettings
+from infinity.transformer.stack import Guidance
+
+PerScale = float | Sequence[float]
+
+
+def resolve_settings(
+    defaults: SamplingDefaults,
+    scales: int,
+    depth: int,
+    *,
+    guidance_scale: PerScale | None = None,
+    temperature: PerScale | None = None,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    guidance_layers: Sequence[int] | None = None,
+) -> SamplingSettings:
+    """Settings for ``scales`` scales of a ``depth``-layer model; None takes the model's default.
+
+    Args:
+        guidance_scale: number, or a list of at least ``scales`` numbers; 1 is off.
+        temperature: likewise, each > 0.
+        top_k: 1 samples greedily, anything else leaves both values of a bit.
+        top_p: in [0, 1]; 0 is off.
+        guidance_layers: 0 combines logits, ``-k`` combines the output of the k-th last block.
+
+    Raises:
+        UserError: any of these is out of range.
+    """
+    if guidance_scale is None:
+        guidance_scale = defaults.guidance_scale
+    if temperature is None:
+        temperature = defaults.temperature
+    top_k = defaults.top_k if top_k is None else top_k
+    top_p = defaults.top_p if top_p is None else top_p
+    layers = tuple(defaults.guidance_layers if guidance_layers is None else guidance_layers)
+    if top_k < 0:
+        raise UserError(f"top_k is {top_k}; allowed: 0 (off) or a positive integer")
+    if not 0 <= top_p <= 1:
+        raise UserError(f"top_p is {top_p}; allowed: a number in [0, 1], 0 = off")
+    if not layers or any(layer > 0 or layer <= -depth for layer in layers):
+        raise UserError(
+            f"guidance_layers is {list(layers)}; allowed: 0 for the logits and "
+            f"-1 … -{depth - 1} for the last {depth - 1} blocks, at least one"
+        )
+    temperatures = _per_scale("temperature", temperature, scales)
+    if min(temperatures) <= 0:
+        raise UserError(
+            f"temperature is {min(temperatures)}; allowed: numbers above 0 (top_k=1 is greedy)"
+        )
+    return SamplingSettings(
+        guidance_scale=_per_scale("guidance_scale", guidance_scale, scales),
+        temperature=temperatures,
+        top_k=top_k,
+        top_p=top_p,
+        guidance=Guidance(frozenset(depth + n for n in layers if n < 0), 0 in layers),
+    )
+
+
+def _per_scale(field: str, value: PerScale, scales: int) -> tuple[float, ...]:
+    values = (float(value),) * scales if isinstance(value, int | float) else tuple(value)
+    if len(values) < scales:
+        raise UserError(
+            f"{field} lists {len(values)} values; allowed: one number, or at least one per scale "
+            f"({scales} here)"
+        )
+    if not all(math.isfinite(v) for v in values):
+        raise UserError(f"{field} is {value}; allowed: finite numbers")
+    return values[:scales]

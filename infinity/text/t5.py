@@ -1,0 +1,61 @@
+"""The family's text encoder: flan-T5's encoder through transformers, from a local folder."""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from infinity.errors import UserError
+from infinity.text.base import TextFeatures
+
+logger = logging.getLogger(__name__)
+
+
+class T5Encoder:
+    """Last hidden states of a T5 encoder, in fp32, one prompt at a time and unpadded.
+
+    The original pads to 512 and masks; masked positions get no attention, so the rows are the same
+    up to rounding (spec: infinity-transformer §4.1).
+
+    Args:
+        folder: a transformers checkpoint of a T5 encoder or encoder-decoder with its tokenizer,
+            e.g. a local copy of google/flan-t5-xl.
+        max_tokens: longer prompts are cut, the end token included.
+        device: where the encoder runs.
+        dtype: of its weights; transformers keeps the FFN outputs of a float16 T5 in float32.
+
+    Raises:
+        UserError: the folder is missing or does not hold such a checkpoint.
+    """
+
+    def __init__(
+        self, folder: str | Path, *, max_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        from transformers import AutoTokenizer, T5EncoderModel
+
+        folder = Path(folder)
+        if not (folder / "config.json").is_file():
+            raise UserError(
+                f"text encoder folder {folder} must be a local copy of google/flan-t5-xl, "
+                "but it has no config.json"
+            )
+        try:
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            self._model = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
+        except (OSError, ValueError) as error:
+            reason = str(error).splitlines()[0]
+            raise UserError(f"text encoder folder {folder} cannot be loaded: {reason}") from error
+        self._model.eval().requires_grad_(False).to(device)
+        self.width: int = self._model.config.d_model
+        self.max_tokens = max_tokens
+
+    @torch.inference_mode()
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of ``prompts``; an empty prompt has one row, its end token."""
+        return TextFeatures.stack([self._encode_one(prompt) for prompt in prompts])
+
+    def _encode_one(self, prompt: str) -> torch.Tensor:
+        ids = self._tokenizer(prompt, truncation=True, max_length=self.max_tokens).input_ids
+        input_ids = torch.tensor([ids], device=self._model.device)
+        return self._model(input_ids=input_ids).last_hidden_state[0].float()

@@ -1,0 +1,90 @@
+"""A toy transformer with random weights that react to everything, and ways to run it."""
+
+import torch
+from torch import Tensor
+
+from infinity.config import TransformerConfig
+from infinity.policy import DensePolicy, PruningPolicy
+from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
+from infinity.sampling.noise import NoiseSource, PerImageNoise
+from infinity.schedule import ScaleSchedule, scale_schedule
+from infinity.text.base import TextFeatures
+from infinity.transformer.model import InfinityTransformer
+from infinity.transformer.stack import Guidance
+
+
+def toy_model(*, patchify: bool = False, depth: int = 3, seed: int = 0) -> InfinityTransformer:
+    """Width 64, two heads; every parameter random, so that no term can be dropped unnoticed."""
+    config = TransformerConfig(
+        depth=depth,
+        width=64,
+        heads=2,
+        block_chunks=1,
+        codebook_dim=3 if patchify else 6,
+        patchify=patchify,
+        text_width=128,
+        text_max_tokens=12,
+    )
+    model = InfinityTransformer(config).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.6 / parameter.shape[-1] ** 0.5 if parameter.ndim >= 2 else 0.1
+            spread = 0.5 if "ada_gss" in name else spread
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * spread)
+    return model
+
+
+def toy_text(model: InfinityTransformer, lengths: tuple[int, ...], seed: int = 1) -> TextFeatures:
+    """Random features; prompt ``i`` has the same rows whatever else is in the batch."""
+    rows = [
+        torch.randn(n, model.config.text_width, generator=torch.Generator().manual_seed(seed + i))
+        for i, n in enumerate(lengths)
+    ]
+    return TextFeatures.stack(rows)
+
+
+def toy_settings(
+    schedule: ScaleSchedule,
+    *,
+    guidance_scale: float | tuple[float, ...] = 3.0,
+    guidance: Guidance | None = None,
+    top_p: float = 0.97,
+) -> SamplingSettings:
+    count = len(schedule)
+    scales = guidance_scale if isinstance(guidance_scale, tuple) else (guidance_scale,) * count
+    return SamplingSettings(
+        guidance_scale=scales,
+        temperature=(1.0,) * count,
+        top_k=0,
+        top_p=top_p,
+        guidance=guidance or Guidance(frozenset(), True),
+    )
+
+
+def toy_run(
+    model: InfinityTransformer,
+    text: TextFeatures,
+    schedule: ScaleSchedule | None = None,
+    *,
+    settings: SamplingSettings | None = None,
+    policy: PruningPolicy | None = None,
+    noise: NoiseSource | None = None,
+    attention: str = "sdpa",
+    on_scale_end: list[ScaleEnd] | None = None,
+) -> Tensor:
+    """Latents of one call with per-image noise, seeds 0, 1, …"""
+    schedule = schedule or scale_schedule(1.0, "0.06M")
+    settings = settings or toy_settings(schedule)
+    rows = model.with_unconditional(text, None) if settings.guided else text
+    return generate_latents(
+        model,
+        model.condition(rows),
+        schedule,
+        settings,
+        noise or PerImageNoise(range(len(text)), model.device),
+        policy or DensePolicy(),
+        images=len(text),
+        attention=attention,
+        on_scale_end=None if on_scale_end is None else on_scale_end.append,
+    )
