@@ -1,0 +1,140 @@
+"""The embedded model's text encoder: all-MiniLM-L6-v2 token states from int8 shards."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from tokenizers import Encoding, Tokenizer
+from torch import Tensor, nn
+
+from infinity.checkpoint.int8 import expand_state
+from infinity.errors import UserError
+from infinity.text.base import TextFeatures
+
+CONFIG_NAME = "config.json"
+TOKENIZER_NAME = "tokenizer.json"
+
+
+class MiniLMEncoder:
+    """Last hidden states of a BERT encoder, one row per token with [CLS] and [SEP].
+
+    Implements :class:`infinity.text.base.TextEncoder`. Prompts longer than ``max_tokens`` are cut.
+
+    Args:
+        bert: transformers' ``BertModel`` without pooler, in evaluation mode.
+        tokenizer: its word-piece tokenizer.
+        max_tokens: rows per prompt at most, [CLS] and [SEP] included.
+    """
+
+    def __init__(self, bert: nn.Module, tokenizer: Tokenizer, max_tokens: int) -> None:
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(max_tokens)
+        self._bert = bert
+        self._tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.width: int = bert.config.hidden_size
+
+    @classmethod
+    def from_directory(cls, path: Path, device: torch.device | str = "cpu") -> "MiniLMEncoder":
+        """The encoder stored by :mod:`infinity.training.text_encoder`; reads local files only.
+
+        Raises:
+            UserError: a file is missing or unreadable, or the weights do not fit the config.
+        """
+        config = _read_config(path / CONFIG_NAME)
+        bert = build_bert(config["bert"])
+        state = expand_state(_read_shards(path, config["shards"]))
+        try:
+            bert.load_state_dict(state, strict=True, assign=True)
+        except RuntimeError as error:
+            raise UserError(
+                f"{path}: the text encoder's weights do not fit {CONFIG_NAME}: "
+                f"{' '.join(str(error).split())}"
+            ) from error
+        try:
+            tokenizer = Tokenizer.from_file(str(path / TOKENIZER_NAME))
+        except Exception as error:
+            raise UserError(
+                f"{path / TOKENIZER_NAME}: not a readable tokenizer: {error}."
+            ) from error
+        bert.requires_grad_(False)
+        return cls(bert.to(device), tokenizer, config["bert"]["max_position_embeddings"])
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        """Features of each prompt computed alone, so that they never depend on its neighbours."""
+        parts = [self._states([self._tokenizer.encode(prompt)])[0] for prompt in prompts]
+        return TextFeatures.stack(parts)
+
+    @torch.no_grad()
+    def encode_batch(self, prompts: Sequence[str]) -> TextFeatures:
+        """Like :meth:`encode` in one padded pass: fast, equal up to rounding; for training."""
+        encodings = self._tokenizer.encode_batch(list(prompts))
+        states = self._states(encodings)
+        lengths = tuple(len(encoding.ids) for encoding in encodings)
+        longest = states.shape[1]
+        index = [row * longest + i for row, n in enumerate(lengths) for i in range(n)]
+        rows = torch.tensor(index).to(states.device, non_blocking=True)
+        return TextFeatures(states.flatten(0, 1)[rows], lengths)
+
+    def _states(self, encodings: Sequence[Encoding]) -> Float[Tensor, "b longest width"]:
+        longest = max(len(encoding.ids) for encoding in encodings)
+        ids = [encoding.ids + [0] * (longest - len(encoding.ids)) for encoding in encodings]
+        alone = len(encodings) == 1
+        mask = [[i < len(encoding.ids) for i in range(longest)] for encoding in encodings]
+        device = next(self._bert.parameters()).device
+        hidden = self._bert(
+            input_ids=torch.tensor(ids).to(device, non_blocking=True),
+            attention_mask=None if alone else torch.tensor(mask).to(device, non_blocking=True),
+        ).last_hidden_state
+        return hidden.float()
+
+
+def build_bert(config: dict[str, int | float]) -> nn.Module:
+    """A ``BertModel`` without weights, ready for ``load_state_dict(assign=True)``.
+
+    Args:
+        config: fields of transformers' ``BertConfig``.
+    """
+    from transformers.models.bert.configuration_bert import BertConfig
+    from transformers.models.bert.modeling_bert import BertModel
+
+    bert_config = BertConfig(**config, attn_implementation="sdpa")
+    with torch.device("meta"):
+        bert = BertModel(bert_config, add_pooling_layer=False).eval()
+    positions = torch.arange(bert_config.max_position_embeddings)[None]
+    bert.embeddings.position_ids = positions
+    bert.embeddings.token_type_ids = torch.zeros_like(positions)
+    return bert
+
+
+def _read_config(path: Path) -> dict:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        valid = isinstance(config["bert"], dict) and isinstance(config["shards"], list)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot read the text encoder's config: {error.strerror}."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a text encoder config ({error!r}).") from error
+    if not valid:
+        raise UserError(f"{path}: 'bert' must be a mapping and 'shards' a list of file names.")
+    return config
+
+
+def _read_shards(folder: Path, names: Sequence[str]) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = {}
+    for name in names:
+        path = folder / Path(name).name
+        if not path.is_file():
+            raise UserError(f"{path}: this shard of the text encoder is missing.")
+        try:
+            state |= load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"{path}: not a readable safetensors file: {error}.") from error
+    return state

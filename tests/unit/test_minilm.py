@@ -1,0 +1,117 @@
+"""The MiniLM encoder on a tiny random BERT, and its conversion's bookkeeping."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import TemplateProcessing
+
+from infinity.checkpoint.int8 import compress_state
+from infinity.errors import UserError
+from infinity.text.minilm import MiniLMEncoder, build_bert
+
+WEIGHTS = Path(__file__).parents[2] / "weights" / "text_encoder"
+BERT = {
+    "vocab_size": 9,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "type_vocab_size": 2,
+    "layer_norm_eps": 1e-12,
+    "max_position_embeddings": 8,
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "apple", "blue", "car"]
+    tokenizer = Tokenizer(WordPiece({w: i for i, w in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer()
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    tokenizer.enable_padding(length=8)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    torch.manual_seed(0)
+    shapes = build_bert(BERT).state_dict()
+    state = compress_state({k: torch.randn(v.shape) for k, v in shapes.items()}, min_elements=64)
+    names = sorted(state)
+    shards = ["one.safetensors", "two.safetensors"]
+    save_file({k: state[k] for k in names[:9]}, tmp_path / shards[0])
+    save_file({k: state[k] for k in names[9:]}, tmp_path / shards[1])
+    (tmp_path / "config.json").write_text(json.dumps({"bert": BERT, "shards": shards}))
+    return tmp_path
+
+
+def test_features_have_one_row_per_token_with_cls_and_sep(folder: Path) -> None:
+    encoder = MiniLMEncoder.from_directory(folder)
+    features = encoder.encode(["a red apple", ""])
+    assert features.lengths == (5, 2)
+    assert features.rows.shape == (7, encoder.width)
+    assert features.rows.dtype == torch.float32
+
+
+def test_long_prompts_are_cut_to_max_tokens(folder: Path) -> None:
+    encoder = MiniLMEncoder.from_directory(folder)
+    assert encoder.encode(["red " * 50]).lengths == (encoder.max_tokens,)
+
+
+def test_a_prompt_does_not_depend_on_its_neighbours(folder: Path) -> None:
+    encoder = MiniLMEncoder.from_directory(folder)
+    alone = encoder.encode(["a car"]).rows
+    beside = encoder.encode(["a red apple a red apple", "a car"]).split()[1]
+    assert torch.equal(alone, beside)
+
+
+def test_the_padded_batch_agrees_with_single_prompts(folder: Path) -> None:
+    encoder = MiniLMEncoder.from_directory(folder)
+    prompts = ["a red apple", "", "a blue blue blue car"]
+    one_by_one, batch = encoder.encode(prompts), encoder.encode_batch(prompts)
+    assert batch.lengths == one_by_one.lengths
+    torch.testing.assert_close(batch.rows, one_by_one.rows, rtol=1e-4, atol=1e-4)
+
+
+def test_token_order_matters(folder: Path) -> None:
+    encoder = MiniLMEncoder.from_directory(folder)
+    first, second = encoder.encode(["red apple", "apple red"]).split()
+    assert not torch.allclose(first[0], second[0])
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "two.safetensors"])
+def test_missing_files_are_named(folder: Path, name: str) -> None:
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        MiniLMEncoder.from_directory(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "two.safetensors"])
+def test_corrupt_files_are_named(folder: Path, name: str) -> None:
+    (folder / name).write_bytes(b"not this")
+    with pytest.raises(UserError, match=name):
+        MiniLMEncoder.from_directory(folder)
+
+
+def test_missing_weights_are_refused(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"shards": config["shards"][:1]}))
+    with pytest.raises(UserError, match="do not fit"):
+        MiniLMEncoder.from_directory(folder)
+
+
+@pytest.mark.weights
+def test_the_shipped_encoder_knows_what_words_mean() -> None:
+    encoder = MiniLMEncoder.from_directory(WEIGHTS)
+    features = encoder.encode(["a red apple", "a juicy fruit", "a fire engine"]).split()
+    apple, fruit, engine = torch.nn.functional.normalize(
+        torch.stack([rows.mean(0) for rows in features]), dim=1
+    )
+    assert encoder.width == 384
+    assert apple @ fruit > apple @ engine + 0.1
