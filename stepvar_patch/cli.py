@@ -109,6 +109,9 @@ def replay(
     model: Annotated[
         str | None, typer.Option(help="Model directory, if not the one the image names.")
     ] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option(help="Text encoder folder, if not the one the image names.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
     as_json: Json = False,
 ) -> None:
@@ -116,7 +119,9 @@ def replay(
     from stepvar_patch.experiments.replay import replay as draw_again
 
     load = context.obj or _load_pipeline()
-    result = draw_again(image, load, model=model, device=device, output=output)
+    result = draw_again(
+        image, load, model=model, text_encoder=text_encoder, device=device, output=output
+    )
     if result.identical:
         text = f"{image}: identical pixels"
     elif result.differing_pixels < 0:

@@ -126,12 +126,14 @@ def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline)
         resumed = _count_finished(folder, config)
         progress.start(total, resumed)
         if resumed < total:
-            pipeline = load_pipeline(config.model, device=device, dtype=dtype)
+            pipeline = load_pipeline(
+                config.model, device=device, dtype=dtype, text_encoder=config.text_encoder
+            )
             maker = _Maker(config, folder, pipeline, dtype)
-            todo = (job for job in jobs(config) if job.file not in folder.finished)
-            while batch := list(islice(todo, config.batch_size)):
-                maker.make(batch)
-                progress.advance(len(batch))
+            every = jobs(config)
+            while batch := list(islice(every, config.batch_size)):
+                if made := maker.make(batch):
+                    progress.advance(made)
         if config.contact_sheet:
             _write_contact_sheet(folder, config)
     seconds = time.perf_counter() - start
@@ -145,7 +147,7 @@ def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
 
     Args:
         device: ``cpu``, ``cuda``, ``cuda:N`` or ``None``.
-        dtype: ``fp32``, ``bf16`` or ``None``.
+        dtype: ``float32``, ``bfloat16`` or ``None``.
 
     Returns:
         Device and dtype.
@@ -160,7 +162,7 @@ def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
         device = "cuda" if gpus else "cpu"
     elif device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
         raise UserError(f"device = {device!r} is not available; this machine shows {gpus} GPUs")
-    return device, dtype or ("fp32" if device == "cpu" else "bf16")
+    return device, dtype or ("float32" if device == "cpu" else "bfloat16")
 
 
 def versions() -> dict[str, str]:
@@ -177,6 +179,22 @@ def settings_of(config: ImageSettings, pipeline: Any) -> dict[str, Any]:
     return {name: defaults.get(name) if v is None else v for name, v in values.items()}
 
 
+class _Previews:
+    """The pictures of a call after each scale; the pipeline may split a call into batches."""
+
+    def __init__(self, decode: Callable[[Any], list[Image.Image]]) -> None:
+        self._decode = decode
+        self._first = 0
+        self.images: list[list[Image.Image]] = []
+
+    def add(self, end: Any) -> None:
+        if end.scale == 0:
+            self._first = len(self.images)
+            self.images += [[] for _ in end.latent]
+        for offset, image in enumerate(self._decode(end.latent)):
+            self.images[self._first + offset].append(image)
+
+
 class _Maker:
     """Draws batches and puts them into the run folder."""
 
@@ -185,12 +203,16 @@ class _Maker:
     ) -> None:
         self.config, self.folder, self.pipeline = config, folder, pipeline
         self.settings = settings_of(config, pipeline)
-        device = str(pipeline.device).partition(":")[0]
+        device = pipeline.device.type
+        self.alone = device == "cpu"
+        if not self.alone:
+            pipeline.max_batch_size = config.batch_size
         self.recorded = {**self.settings, "device": device, "dtype": dtype}
         self.model = {
             "name": pipeline.config.name,
             "digest": pipeline.digest,
             "directory": os.path.normpath(config.model),
+            **({"text_encoder": config.text_encoder} if config.text_encoder else {}),
         }
         self.versions = versions()
         for row in folder.finished.values():
@@ -200,19 +222,24 @@ class _Maker:
                     f"{folder.path / row.file}; choose another output folder"
                 )
 
-    def make(self, batch: Sequence[ImageJob]) -> None:
-        """Draws, writes and records the images of one batch."""
-        previews: list[list[Image.Image]] = []
+    def make(self, batch: Sequence[ImageJob]) -> int:
+        """Draws, writes and records the unfinished images of a batch, and says how many.
 
-        def keep_preview(end: Any) -> None:
-            previews.append(self.pipeline.decode(end.latent))
-
+        On a GPU the batch is drawn whole even when only some of it is unfinished: kernels round by
+        batch, and so a resumed run gives the very images of an uninterrupted one.
+        """
+        unfinished = {job.file for job in batch} - self.folder.finished.keys()
+        if not unfinished:
+            return 0
+        if self.alone:
+            batch = [job for job in batch if job.file in unfinished]
+        previews = _Previews(self.pipeline.decode)
         try:
             out = self.pipeline(
                 [job.row.prompt for job in batch],
                 negative_prompt=_negative_prompts(batch),
                 seed=[job.seed for job in batch],
-                callback_on_scale_end=keep_preview if self.config.preview else None,
+                callback_on_scale_end=previews.add if self.config.preview else None,
                 **self.settings,
             )
         except RuntimeError as error:
@@ -224,15 +251,18 @@ class _Maker:
         ms = {stage: round(total / len(batch), 3) for stage, total in out.timings.items()}
         try:
             for index, job in enumerate(batch):
+                if job.file not in unfinished:
+                    continue
                 if self.config.preview:
-                    steps = strip([images[index] for images in previews])
-                    write_png(self.folder.path / f"{job.name}.preview.png", steps)
+                    path = self.folder.path / f"{job.name}.preview.png"
+                    write_png(path, strip(previews.images[index]))
                 self._write(job, out.images[index], ms)
         except UserError as error:
             count = len(self.folder.finished)
             raise UserError(f"{error}; {count} finished images and their manifest are valid") from (
                 error.__cause__ or error
             )
+        return len(unfinished)
 
     def _write(self, job: ImageJob, image: Image.Image, ms: dict[str, float]) -> None:
         start = time.perf_counter()
@@ -270,8 +300,12 @@ def _negative_prompts(batch: Sequence[ImageJob]) -> list[str] | None:
 
 
 def _fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must stay as it was: on the CPU not the batch size, on GPUs not the GPU's number."""
     fixed = {name: value for name, value in config.items() if name not in FREE_ON_RESUME}
-    return {**fixed, "device": str(config.get("device")).partition(":")[0]}
+    fixed["device"] = str(config.get("device")).partition(":")[0]
+    if fixed["device"] == "cpu":
+        fixed.pop("batch_size", None)
+    return fixed
 
 
 def _count_finished(folder: RunFolder, config: GenerateConfig) -> int:

@@ -36,6 +36,7 @@ def replay(
     load_pipeline: Callable[..., Any],
     *,
     model: str | None = None,
+    text_encoder: str | None = None,
     device: str | None = None,
     output: Path | None = None,
 ) -> ReplayResult:
@@ -45,6 +46,7 @@ def replay(
         path: PNG made by ``stepvar generate``.
         load_pipeline: reads a model directory.
         model: directory of the weights; default: the one the image names.
+        text_encoder: its folder; default: the one the image names.
         device: default: the one the image names.
         output: where to write the new image; default: nowhere.
 
@@ -58,7 +60,8 @@ def replay(
     settings, target = _settings(path, provenance)
     used_device, dtype = resolve_device(device or target.device, target.dtype)
     directory = model or provenance.model["directory"]
-    pipeline = load_pipeline(directory, device=used_device, dtype=dtype)
+    encoder = text_encoder or provenance.model.get("text_encoder")
+    pipeline = load_pipeline(directory, device=used_device, dtype=dtype, text_encoder=encoder)
     if pipeline.digest != provenance.model["digest"]:
         raise UserError(
             f"{path} was made with the weights {provenance.model['digest'][:12]}… but {directory} "

@@ -13,7 +13,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 Guidance = Annotated[float, Ge(0), Le(100)]
 Temperature = Annotated[float, Gt(0), Le(100)]
 Pixels = Annotated[int, Ge(16), Le(8192)]
-Dtype = Literal["fp32", "bf16"]
+Dtype = Literal["float32", "bfloat16"]
 Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d{1,2})?)$")]
 
 
@@ -56,19 +56,21 @@ class GenerateConfig(ImageSettings):
 
     Attributes:
         model: model directory.
+        text_encoder: its folder, if it is not the model directory's own.
         prompts: ``.txt``, ``.jsonl`` or ``.csv`` file, or a folder of ``.txt``.
         output: folder of the run; an interrupted run is resumed there.
         seed: of the run; rows without a seed derive theirs from it and their id.
         images_per_prompt: images with consecutive seeds.
-        batch_size: images drawn at once; changes no image.
+        batch_size: images drawn at once; on the CPU each is drawn alone, so it changes nothing.
         negative_prompt: for rows that have none.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``None`` takes a GPU if there is one.
-        dtype: ``None`` is bf16 on a GPU and fp32 on the CPU.
+        dtype: ``None`` is bfloat16 on a GPU and float32 on the CPU.
         preview: write ``<image>.preview.png``, the image after each scale.
         contact_sheet: write ``contact_sheet.png``, thumbnails of the first images.
     """
 
     model: Annotated[str, MinLen(1)]
+    text_encoder: Annotated[str, MinLen(1)] | None = None
     prompts: Annotated[str, MinLen(1)]
     output: Annotated[str, MinLen(1)]
     seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 0
@@ -82,7 +84,7 @@ class GenerateConfig(ImageSettings):
 
 
 FREE_ON_RESUME = frozenset(
-    ["model", "prompts", "output", "images_per_prompt", "batch_size", "contact_sheet"]
+    ["model", "text_encoder", "prompts", "output", "images_per_prompt", "contact_sheet"]
 )
 """Fields of `GenerateConfig` that may differ when a run is resumed: they change no finished image,
 or, as weights and prompts, are compared by content."""

@@ -31,7 +31,9 @@ class FakePipeline:
     config = PRESETS["embedded"]
     device = torch.device("cpu")
 
-    def load(self, directory: str, *, device: str | None, dtype: str | None) -> "FakePipeline":
+    def load(
+        self, directory: str, *, device: str, dtype: str, text_encoder: str | None
+    ) -> "FakePipeline":
         self.loads.append(directory)
         if not Path(directory).is_dir():
             raise UserError(f"model: {directory} is not a folder")
@@ -53,11 +55,10 @@ class FakePipeline:
             repr((p, n, s, sorted(settings.items())))
             for p, n, s in zip(prompts, negatives, seed, strict=True)
         ]
-        for scale in range(3):
-            if callback_on_scale_end is not None:
-                latent = torch.stack([_noise(f"{key}{scale}") for key in keys])
-                end = SimpleNamespace(scale=scale, grid=(1, 1), bits=None, latent=latent)
-                callback_on_scale_end(end)
+        for key in keys if callback_on_scale_end is not None else ():
+            for scale in range(3):
+                latent = _noise(f"{key}{scale}")[None]
+                callback_on_scale_end(SimpleNamespace(scale=scale, latent=latent))
         latents = torch.stack([_noise(key) for key in keys])
         timings = {"text": 1.0, "scales": 2.0, "decode": 3.0}
         return SimpleNamespace(
