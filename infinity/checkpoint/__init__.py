@@ -1,0 +1,22 @@
+"""Checkpoints: official files and model directories, read safely and strictly."""
+
+from infinity.checkpoint.directory import (
+    digest,
+    load_model_config,
+    read_state,
+    text_encoder_folder,
+)
+from infinity.checkpoint.load import load_into
+from infinity.checkpoint.official import OfficialModel, open_official
+from infinity.checkpoint.writer import save_model_directory
+
+__all__ = [
+    "OfficialModel",
+    "digest",
+    "load_into",
+    "load_model_config",
+    "open_official",
+    "read_state",
+    "save_model_directory",
+    "text_encoder_folder",
+]

@@ -1,0 +1,167 @@
+"""Model directories: ``manifest.json`` with configuration and checksums beside the shards."""
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+import pydantic
+from torch import Tensor
+
+from infinity.checkpoint.int8 import SCALE_SUFFIX, dequantize_rows
+from infinity.checkpoint.lazy import LazyState, safetensors_state
+from infinity.checkpoint.official import check_relative
+from infinity.config import ModelConfig
+from infinity.errors import UserError
+
+FORMAT_VERSION = 1
+MANIFEST = "manifest.json"
+TEXT_ENCODER = "text_encoder"
+
+Component = Literal["transformer", "tokenizer"]
+
+
+def load_model_config(folder: Path) -> ModelConfig:
+    """The configuration in a model directory's manifest.
+
+    Raises:
+        UserError: no manifest, not readable, of another format version, or with wrong values.
+    """
+    manifest = _read_manifest(folder)
+    try:
+        config = pydantic.TypeAdapter(ModelConfig).validate_python(manifest["config"])
+    except pydantic.ValidationError as error:
+        wrong = "; ".join(
+            f"config.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+        )
+        raise UserError(f"{folder / MANIFEST}: {wrong}") from error
+    if unknown := _unknown_keys(manifest["config"], dataclasses.asdict(config), "config"):
+        raise UserError(f"{folder / MANIFEST}: unknown {', '.join(unknown)}")
+    return config
+
+
+def read_state(folder: Path, component: Component) -> LazyState:
+    """A component's tensors, int8 rows dequantised, after its shards' checksums were verified.
+
+    Raises:
+        UserError: a shard is missing, damaged or outside the folder; the message names it.
+    """
+    shards = [
+        name for name, entry in listed_files(folder).items() if entry["component"] == component
+    ]
+    if not shards:
+        raise UserError(f"{folder / MANIFEST}: lists no file of component {component}")
+    stored = safetensors_state([verified(folder, name) for name in sorted(shards)])
+    shapes = stored.shapes
+
+    def read(key: str) -> Tensor:
+        scale = key + SCALE_SUFFIX
+        value = stored[key]
+        return dequantize_rows(value, stored[scale]) if scale in shapes else value
+
+    return LazyState({k: s for k, s in shapes.items() if not k.endswith(SCALE_SUFFIX)}, read)
+
+
+def text_encoder_folder(folder: Path) -> Path | None:
+    """The text encoder that a model directory ships, its files verified; None if it has none.
+
+    Raises:
+        UserError: one of its files is missing or damaged.
+    """
+    names = [n for n, entry in listed_files(folder).items() if entry["component"] == TEXT_ENCODER]
+    for name in names:
+        verified(folder, name)
+    return folder / TEXT_ENCODER if names else None
+
+
+def digest(path: Path) -> str:
+    """sha256 that identifies the weights: of a model directory from its manifest, else by content.
+
+    Raises:
+        UserError: unreadable.
+    """
+    total = hashlib.sha256()
+    if (path / MANIFEST).exists():
+        files = {name: entry["sha256"] for name, entry in listed_files(path).items()}
+        content = {"config": _read_manifest(path)["config"], "files": files}
+        total.update(json.dumps(content, sort_keys=True).encode())
+        return total.hexdigest()
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+    for file in files:
+        total.update(file_sha256(file).encode())
+    return total.hexdigest()
+
+
+def verified(folder: Path, name: str) -> Path:
+    """A listed file, after comparing size and checksum with the manifest.
+
+    Raises:
+        UserError: missing, outside the folder, or changed.
+    """
+    entry, path = listed_files(folder)[name], folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{folder / MANIFEST}: file {name} lies outside the folder")
+    if not path.is_file():
+        raise UserError(f"{path}: missing, though {MANIFEST} lists it")
+    if (size := path.stat().st_size) != entry["bytes"]:
+        raise UserError(f"{path}: has {size} bytes instead of {entry['bytes']}; fetch it again")
+    if file_sha256(path) != entry["sha256"]:
+        raise UserError(f"{path}: damaged, its sha256 differs from {MANIFEST}; fetch it again")
+    return path
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{folder}: no model directory, it has no {MANIFEST}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error})") from error
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        found = manifest.get("format_version") if isinstance(manifest, dict) else None
+        raise UserError(f"{path}: format_version {found!r} must be {FORMAT_VERSION}")
+    for field in ("config", "files"):
+        if not isinstance(manifest.get(field), dict):
+            raise UserError(f"{path}: field {field} must be an object")
+    return manifest
+
+
+def listed_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's entries by file name: sha256, bytes and component.
+
+    Raises:
+        UserError: no readable manifest, or an entry that is incomplete or outside the folder.
+    """
+    files, path = _read_manifest(folder)["files"], folder / MANIFEST
+    kinds = {"sha256": str, "bytes": int, "component": str}
+    for name, entry in files.items():
+        check_relative(name, path)
+        if not isinstance(entry, dict) or any(
+            not isinstance(entry.get(field), kind) for field, kind in kinds.items()
+        ):
+            raise UserError(f"{path}: files.{name} must have sha256, bytes and component")
+    return files
+
+
+def _unknown_keys(given: Any, known: Any, where: str) -> list[str]:
+    if not isinstance(given, dict) or not isinstance(known, dict):
+        return []
+    unknown = [f"{where}.{key}" for key in given if key not in known]
+    for key in given.keys() & known.keys():
+        unknown += _unknown_keys(given[key], known[key], f"{where}.{key}")
+    return unknown
+
+
+def file_sha256(path: Path) -> str:
+    """Checksum of a file's content, in hexadecimal.
+
+    Raises:
+        UserError: unreadable.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror})") from error

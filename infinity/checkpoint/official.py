@@ -1,0 +1,130 @@
+"""The released files, read where they lie."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from infinity.checkpoint.infer import infer_model, infer_tokenizer, infer_transformer
+from infinity.checkpoint.lazy import LazyState, pickle_state, safetensors_state
+from infinity.config import ModelConfig
+from infinity.errors import UserError
+
+INDEX = "model.safetensors.index.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OfficialModel:
+    """A fitting transformer and tokenizer; tensors under the names that the files use."""
+
+    config: ModelConfig
+    transformer: LazyState
+    tokenizer: LazyState
+
+
+def open_official(
+    transformer: Path, tokenizer: Path, *, name: str | None = None, ema: bool = False
+) -> OfficialModel:
+    """A released (or likewise stored) model.
+
+    Args:
+        transformer: slim or training ``.pth``, ``.safetensors``, or a folder of safetensors shards.
+        tokenizer: ``.pth`` or ``.safetensors``.
+        name: name of the model; a preset's name fixes which released model it must be.
+        ema: of a training checkpoint, take the averaged weights.
+
+    Raises:
+        UserError: a file is unreadable, unsafe or of another kind, or the two do not fit.
+    """
+    transformer_state = read_transformer(transformer, ema=ema)
+    tokenizer_state = read_tokenizer(tokenizer)
+    tokenizer_config = infer_tokenizer(tokenizer_state.shapes, tokenizer)
+    config = infer_transformer(transformer_state.shapes, transformer, tokenizer_config, tokenizer)
+    model = infer_model(config, transformer, tokenizer_config, tokenizer, name)
+    return OfficialModel(config=model, transformer=transformer_state, tokenizer=tokenizer_state)
+
+
+def read_transformer(path: Path, *, ema: bool = False) -> LazyState:
+    """The transformer's tensors in any of the released containers.
+
+    Raises:
+        UserError: unreadable, unsafe, or without the weights asked for.
+    """
+    if path.is_dir():
+        return safetensors_state(shard_files(path))
+    if path.suffix == ".safetensors":
+        return safetensors_state([path])
+
+    def select(content: dict[str, Any]) -> dict[str, Any]:
+        if "trainer" not in content:
+            if ema:
+                raise UserError(f"{path}: no training checkpoint, so it has no averaged weights")
+            return content
+        trainer, key = content["trainer"], "gpt_ema_fsdp" if ema else "gpt_fsdp"
+        if not isinstance(trainer, dict) or not isinstance(trainer.get(key), dict):
+            raise UserError(f"{path}: training checkpoint without trainer.{key}")
+        return trainer[key]
+
+    return pickle_state(path, select)
+
+
+def read_tokenizer(path: Path) -> LazyState:
+    """The tokenizer's tensors: the entry ``vae`` of a ``.pth``, or a flat state dict.
+
+    Raises:
+        UserError: unreadable or unsafe.
+    """
+    if path.suffix == ".safetensors":
+        return safetensors_state([path])
+
+    def select(content: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(content.get("trainer"), dict) and "vae_local" in content["trainer"]:
+            content = {"vae": content["trainer"]["vae_local"]}
+        inner = content.get("vae", content)
+        if not isinstance(inner, dict):
+            raise UserError(f"{path}: its entry vae is no dict of tensors")
+        return inner
+
+    return pickle_state(path, select)
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The safetensors shards of ``folder``: those its index names, or all there are.
+
+    Raises:
+        UserError: no shards, an unreadable index, or an index that names a missing or outside file.
+    """
+    index = folder / INDEX
+    if not index.exists():
+        files = sorted(folder.glob("*.safetensors"))
+        if not files:
+            raise UserError(f"{folder}: holds no .safetensors file")
+        return files
+    try:
+        content = json.loads(index.read_text())
+        names = sorted(set(content["weight_map"].values()))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{index}: not a readable shard index ({error!r})") from error
+    for name in names:
+        check_relative(name, index)
+        if not (folder / name).is_file():
+            raise UserError(f"{index}: names the shard {name}, which is missing")
+    return [folder / name for name in names]
+
+
+def check_relative(name: object, source: Path) -> PurePosixPath:
+    """``name`` as a path below the folder of ``source``.
+
+    Raises:
+        UserError: it is absolute, contains ``..`` or is no path.
+    """
+    path = PurePosixPath(name) if isinstance(name, str) else None
+    if (
+        path is None
+        or not path.parts
+        or path.is_absolute()
+        or ".." in path.parts
+        or "\\" in str(path)
+    ):
+        raise UserError(f"{source}: file name {name!r} must be a path inside the folder")
+    return path
