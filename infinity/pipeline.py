@@ -1,9 +1,10 @@
 """Prompts in, pictures out: the generator as one object."""
 
+import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -14,7 +15,15 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from infinity.checkpoint import digest, load_into, load_model_config, read_state
+from infinity.checkpoint import (
+    digest,
+    load_into,
+    load_model_config,
+    open_official,
+    read_state,
+    text_encoder_folder,
+)
+from infinity.checkpoint.directory import MANIFEST
 from infinity.config import ModelConfig, Resolution
 from infinity.errors import UserError
 from infinity.policy import DensePolicy, PruningPolicy
@@ -74,48 +83,47 @@ class InfinityPipeline:
     @classmethod
     def from_pretrained(
         cls,
-        directory: str | Path,
+        path: str | Path,
         *,
+        tokenizer: str | Path | None = None,
+        text_encoder: str | Path | None = None,
         device: str | None = None,
         dtype: str | None = None,
-        text_encoder: str | Path | None = None,
     ) -> Self:
-        """The model in ``directory`` (see ``stepvar convert`` for the official files).
+        """The model at ``path``.
 
         Args:
-            directory: a model directory.
+            path: a model directory (see ``stepvar convert``), or an official transformer file or
+                folder of shards, used in place together with ``tokenizer``.
+            tokenizer: the official tokenizer file that belongs to an official transformer.
+            text_encoder: folder of the text encoder; None takes the one in the model directory.
             device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
             dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU, float32 on a CPU.
-            text_encoder: folder of the text encoder; None takes ``directory/text_encoder``.
 
         Raises:
             UserError: a file is missing, corrupt or of another model; no such device or dtype.
         """
-        directory = Path(directory)
-        config = load_model_config(directory)
-        where, precision = _device(device), _dtype(dtype, device)
+        path = Path(path)
+        where = _device(device)
+        precision = _dtype(dtype, where)
+        config, states, identity = _open(path, tokenizer)
+        folder = Path(text_encoder) if text_encoder else _own_text_encoder(path, config)
         with torch.device("meta"):
             transformer = InfinityTransformer(config.transformer)
-            tokenizer = BSQTokenizer(config.tokenizer)
-        transformer.set_compute_dtype(precision).to_empty(device=where)
-        tokenizer.to_empty(device=where)
-        load_into(transformer, read_state(directory, "transformer"), context=str(directory))
-        load_into(tokenizer, read_state(directory, "tokenizer"), context=str(directory))
-        encoder = load_text_encoder(
-            config.text_encoder,
-            Path(text_encoder or directory / "text_encoder"),
-            where,
-            precision,
-        )
-        for module in (transformer, tokenizer):
+            autoencoder = BSQTokenizer(config.tokenizer)
+        transformer.set_compute_dtype(precision)
+        load_into(transformer, states["transformer"], context=str(path), device=where)
+        load_into(autoencoder, states["tokenizer"], context=str(tokenizer or path), device=where)
+        for module in (transformer, autoencoder):
             module.eval().requires_grad_(False)
+        encoder = load_text_encoder(config.text_encoder, folder, where, precision)
         logger.info("loaded %s on %s in %s", config.name, where, precision)
         return cls(
             config=config,
             transformer=transformer,
-            tokenizer=tokenizer,
+            tokenizer=autoencoder,
             text_encoder=encoder,
-            digest=digest(directory),
+            digest=identity,
             device=where,
             dtype=precision,
             max_batch_size=1 if where.type == "cpu" else 8,
@@ -335,6 +343,32 @@ class _StageClock:
         self._last = now
 
 
+def _open(
+    path: Path, tokenizer: str | Path | None
+) -> tuple[ModelConfig, dict[str, Mapping[str, Tensor]], str]:
+    """Config, state dicts and digest of a model directory, or of a pair of official files."""
+    if tokenizer is None:
+        if path.suffix in (".pth", ".safetensors"):
+            raise UserError(f"{path}: an official transformer file needs tokenizer=FILE beside it")
+        config = load_model_config(path)
+        states = {name: read_state(path, name) for name in ("transformer", "tokenizer")}
+        return config, states, digest(path)
+    official = open_official(path, Path(tokenizer))
+    states = {"transformer": official.transformer, "tokenizer": official.tokenizer}
+    both = hashlib.sha256((digest(path) + digest(Path(tokenizer))).encode()).hexdigest()
+    return official.config, states, both
+
+
+def _own_text_encoder(path: Path, config: ModelConfig) -> Path:
+    folder = text_encoder_folder(path) if path.is_dir() and (path / MANIFEST).exists() else None
+    if folder is None:
+        kind = "a local copy of google/flan-t5-xl" if config.text_encoder.kind == "t5" else "MiniLM"
+        raise UserError(
+            f"{path} holds no text encoder; give text_encoder=FOLDER ({kind}) or convert with one"
+        )
+    return folder
+
+
 def _device(name: str | None) -> torch.device:
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -350,9 +384,9 @@ def _device(name: str | None) -> torch.device:
     return device
 
 
-def _dtype(name: str | None, device: str | None) -> torch.dtype:
+def _dtype(name: str | None, device: torch.device) -> torch.dtype:
     if name is None:
-        return torch.float32 if _device(device).type == "cpu" else torch.bfloat16
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
     if name not in ("float32", "bfloat16"):
         raise UserError(f"dtype is {name!r}; allowed: float32, bfloat16")
     return torch.float32 if name == "float32" else torch.bfloat16
