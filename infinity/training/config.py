@@ -1,0 +1,261 @@
+"""What the training commands read: frozen dataclasses, and the loader of
+``configs/train/*.yaml``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal, TypeVar
+
+from annotated_types import Ge, Gt, Le, MinLen
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+from yaml import YAMLError
+
+from infinity.config import PRESETS, Resolution, TokenizerConfig, TransformerConfig
+from infinity.errors import UserError
+
+Positive = Annotated[float, Gt(0)]
+NonNegative = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Ge(0), Le(1)]
+Count = Annotated[int, Ge(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the drawings are and how many validation batches are drawn from the held-out pairs."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    pack: str = ".data/embedded/drawings.zip"
+    rendered_dir: str = ".data/embedded"
+    held_out_images: Count = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW and its learning rate: linear warm-up, constant, then linear to ``final_fraction``.
+
+    Attributes:
+        weight_decay: on matrices only.
+        clip_norm: largest gradient norm.
+        warmup_steps: also used to warm up again after a resume that starts with fresh moments.
+        decay_from: fraction of the run (by steps or by time, whichever is further) at which the
+            rate starts to fall.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    learning_rate: Positive
+    betas: tuple[Fraction, Fraction]
+    weight_decay: NonNegative
+    clip_norm: Positive = 1.0
+    warmup_steps: Annotated[int, Ge(0)] = 200
+    decay_from: Fraction = 0.6
+    final_fraction: Fraction = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What a run leaves behind to be resumed from.
+
+    Attributes:
+        state: ``full`` stores fp32 weights, moments and EMA (a resumed run equals an
+            uninterrupted one); ``half`` stores raw and EMA weights in fp16 only.
+        shard_mib: largest size of a file.
+        every_seconds: time between checkpoints; one is always written at the end.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    state: Literal["full", "half"] = "full"
+    shard_mib: Positive = 15.0
+    every_seconds: Positive = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuantizerArm:
+    """One way to train the quantiser; several arms are compared before one is trained on.
+
+    Attributes:
+        name: shown in logs.
+        gains: one learned code amplitude per scale (running mean of the residual's magnitude,
+            features of unit RMS); False = the family's unit-norm codes.
+        straight_through: ``scales`` passes gradients through every scale's normalisation and adds
+            the family's commitment and entropy loss; ``latent`` copies the gradient of the summed
+            codes to the features and adds a commitment loss.
+        loss_weight: weight of that loss.
+        scale_drop: probability that a scale other than the last is left out of a step.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    name: str
+    gains: bool
+    straight_through: Literal["scales", "latent"]
+    loss_weight: NonNegative
+    scale_drop: Annotated[float, Ge(0), Le(0.9)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTokenizerConfig:
+    """A tokenizer training run.
+
+    Attributes:
+        output_dir: checkpoints, log and sheets go here.
+        resume_from: a checkpoint folder of an earlier run.
+        arms: quantiser variants, the first is the default choice.
+        compare_seconds: training time of each arm before the choice (none with a single arm).
+        prefer_margin_db: held-out PSNR by which another arm must beat the first.
+        max_seconds: training time in all of the chosen arm, compilation excluded.
+        max_steps: steps in all of the chosen arm.
+        prefix_probability: share of images decoded from a prefix of the scales.
+        prefix_scales: smallest and largest number of scales in such a prefix.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    output_dir: str
+    resume_from: str | None = None
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: TokenizerConfig = PRESETS["embedded"].tokenizer
+    resolution: Resolution = "0.25M"
+    arms: Annotated[tuple[QuantizerArm, ...], MinLen(1)]
+    compare_seconds: Positive = 75.0
+    prefer_margin_db: NonNegative = 0.3
+    max_seconds: Positive
+    max_steps: Count
+    batch_size: Count = 64
+    l1_weight: NonNegative = 1.0
+    l2_weight: NonNegative = 0.5
+    gradient_weight: NonNegative = 0.7
+    prefix_probability: Fraction = 0.25
+    prefix_scales: tuple[Count, Count] = (5, 9)
+    optimizer: OptimizerConfig
+    ema_window: Count = 200
+    compile: bool = True
+    log_every: Count = 50
+    sheet_every_seconds: Positive = 600.0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhaseConfig:
+    """One stage of transformer training: a prefix of the scales is a complete, cheaper problem.
+
+    Attributes:
+        scales: number of leading scales trained.
+        batch_size: images per step and process.
+        max_seconds: training time, compilation excluded.
+        max_steps: at most so many steps.
+        decay: whether the learning rate falls in this phase (else it stays constant).
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    scales: Count
+    batch_size: Count
+    max_seconds: Positive
+    max_steps: Count
+    decay: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfCorrectionConfig:
+    """Bitwise self-correction: bits fed back are flipped, labels are recomputed.
+
+    Attributes:
+        strength: largest flip probability.
+        per: ``scale`` draws one probability per scale for the whole batch (the family's rule);
+            ``image`` draws one per image.
+        clean: share of images (or of scales) that are fed back unflipped.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    strength: Annotated[float, Ge(0), Le(0.5)] = 0.2
+    per: Literal["scale", "image"] = "image"
+    clean: Fraction = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTransformerConfig:
+    """A transformer training run on precomputed latents.
+
+    Attributes:
+        output_dir: checkpoints, log and sheets go here.
+        resume_from: a checkpoint folder of an earlier run, its raw weights are continued.
+        tokenizer_dir: folder with the tokenizer's ``ema`` weights.
+        text_encoder_dir: folder of the MiniLM text encoder.
+        cache_images: composed images whose latents and text features are held on the device.
+        phases: run one after the other; the EMA restarts with each.
+        condition_dropout: probability that an image's text is replaced by the unconditional rows.
+        scale_weights: weight of a scale's mean loss: ``side`` ∝ its grid's side, ``tokens`` ∝ its
+            number of tokens (a plain mean), ``reweighted`` is the family's per-token
+            sqrt(L_last / L) rule.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    output_dir: str
+    resume_from: str | None = None
+    tokenizer_dir: str
+    text_encoder_dir: str = "weights/text_encoder"
+    seed: int = 0
+    data: DataConfig = field(default_factory=DataConfig)
+    model: TransformerConfig = PRESETS["embedded"].transformer
+    tokenizer: TokenizerConfig = PRESETS["embedded"].tokenizer
+    resolution: Resolution = "0.25M"
+    cache_images: Count = 160_000
+    phases: Annotated[tuple[PhaseConfig, ...], MinLen(1)]
+    self_correction: SelfCorrectionConfig = field(default_factory=SelfCorrectionConfig)
+    condition_dropout: Fraction = 0.1
+    scale_weights: Literal["side", "tokens", "reweighted"] = "side"
+    optimizer: OptimizerConfig
+    ema_window: Count = 200
+    compile: bool = True
+    log_every: Count = 50
+    sheet_every_seconds: Positive = 600.0
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+
+T = TypeVar("T")
+
+
+def load_training_config(path: str | Path, overrides: Sequence[str], kind: type[T]) -> T:
+    """The config of class ``kind`` in a YAML file, with ``key.sub=value`` overrides applied.
+
+    Args:
+        path: YAML file.
+        overrides: dotted assignments; list items are addressed as ``phases.0.scales=7``.
+        kind: :class:`TrainTokenizerConfig` or :class:`TrainTransformerConfig`.
+
+    Raises:
+        UserError: unreadable file, malformed override, unknown key or a value out of range; the
+            message lists every problem.
+    """
+    path = Path(path)
+    try:
+        tree = OmegaConf.load(path)
+        for item in overrides:
+            key, separator, value = item.partition("=")
+            if not separator:
+                raise UserError(f"override {item!r} must have the form key=value.")
+            parsed = OmegaConf.create(f"value: {value}").value if value else None
+            OmegaConf.update(tree, key, parsed, merge=False)
+        plain = OmegaConf.to_container(tree, resolve=True)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read the config ({error.strerror}).") from error
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a valid config ({' '.join(str(error).split())}).") from error
+    try:
+        return TypeAdapter(kind).validate_python(plain)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg']}"
+            + ("" if e["type"] == "missing" else f", got {e['input']!r}")
+            for e in error.errors()
+        )
+        raise UserError(f"{path}: {problems}.") from error

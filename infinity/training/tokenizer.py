@@ -1,0 +1,311 @@
+"""Trains the BSQ tokenizer: compares quantiser arms for a while, then trains the better one on.
+
+Source: spec bsq-vae §7 and embedded-model, parts C and "Decisions"; deviation: no discriminator and
+no perceptual network.
+"""
+
+import logging
+import random
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from infinity.config import TokenizerConfig
+from infinity.errors import UserError
+from infinity.schedule import scale_schedule
+from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.training.budget import Budget
+from infinity.training.checkpoint import load_tensors, read_index
+from infinity.training.config import QuantizerArm, TrainTokenizerConfig
+from infinity.training.log import TrainingLog
+from infinity.training.reconstruction_loss import psnr_db
+from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
+from infinity.training.sheet import save_sheet
+from infinity.training.source import BatchStream, TrainingData, load_training_data
+from infinity.training.tokenizer_objective import StepOutput, TokenizerObjective
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"
+GAINS_KEY = "quantizer.scale_gains"
+EVALUATION_BATCH = 32
+SHEET_IMAGES = 12
+
+
+@dataclass(frozen=True)
+class TokenizerResult:
+    """How a tokenizer run ended.
+
+    Attributes:
+        folder: the checkpoint.
+        arm: name of the quantiser arm trained to the end.
+        psnr_db: mean held-out round-trip PSNR of the averaged weights.
+        steps: steps taken in all.
+    """
+
+    folder: Path
+    arm: str
+    psnr_db: float
+    steps: int
+
+
+def run_tokenizer(
+    config: TrainTokenizerConfig, data: TrainingData | None = None
+) -> TokenizerResult:
+    """Trains a tokenizer as ``config`` says; leaves checkpoint, log and sheets in its output
+    folder.
+
+    Args:
+        config: the run.
+        data: image source; the embedded model's drawings by default.
+
+    Raises:
+        UserError: data or the checkpoint to resume from is missing or does not fit.
+    """
+    return TokenizerTrainer(config, data).run()
+
+
+def load_tokenizer(folder: str | Path, device: torch.device | str = "cpu") -> BSQTokenizer:
+    """The averaged weights of a tokenizer checkpoint, fp32, frozen.
+
+    Raises:
+        UserError: the folder holds no complete tokenizer checkpoint.
+    """
+    folder = Path(folder)
+    stored = read_index(folder).get("tokenizer")
+    if stored is None:
+        raise UserError(f"{folder}: this checkpoint holds no tokenizer.")
+    stored["channel_multipliers"] = tuple(stored["channel_multipliers"])
+    tokenizer = BSQTokenizer(TokenizerConfig(**stored))
+    tokenizer.load_state_dict(load_tensors(folder, "ema"))
+    return tokenizer.to(device).eval().requires_grad_(False)
+
+
+class TokenizerTrainer:
+    """Holds the (once compiled) model; trains one arm after the other on it.
+
+    Args:
+        config: the run.
+        data: image source; the embedded model's drawings by default.
+    """
+
+    def __init__(self, config: TrainTokenizerConfig, data: TrainingData | None = None) -> None:
+        self.config = config
+        self.accelerator: Accelerator = start_accelerator(config.seed)
+        self.device = self.accelerator.device
+        self.folder = Path(config.output_dir)
+        self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
+        self.data = data or load_training_data(config.data, self.device)
+        self.grids = scale_schedule(1.0, config.resolution).grids
+        expected_px = self.grids[-1][0] * config.model.patch_size
+        if self.data.held_out.shape[-1] != expected_px:
+            raise UserError(
+                f"model.patch_size {config.model.patch_size} with resolution {config.resolution} "
+                f"need images of {expected_px} px, the data has {self.data.held_out.shape[-1]} px."
+            )
+        self.objective = TokenizerObjective(
+            BSQTokenizer(replace(config.model, scale_gains=0)),
+            self.grids,
+            (config.l1_weight, config.l2_weight, config.gradient_weight),
+            config.arms[0],
+        ).to(self.device, memory_format=torch.channels_last)
+        if config.compile and self.device.type == "cuda":
+            self.objective.encoder.compile()
+            self.objective.decoder.compile()
+        self.model = self.accelerator.prepare_model(self.objective)
+        self.log.write(
+            "start",
+            device=str(self.device),
+            processes=self.accelerator.num_processes,
+            encoder_parameters=sum(p.numel() for p in self.objective.encoder.parameters()),
+            decoder_parameters=sum(p.numel() for p in self.objective.decoder.parameters()),
+        )
+
+    def run(self) -> TokenizerResult:
+        config = self.config
+        if config.resume_from is not None:
+            run = self._resumed(Path(config.resume_from))
+        elif len(config.arms) > 1:
+            run = self._better_arm()
+        else:
+            run = self._fresh_run(config.arms[0])
+        self._train(run, None)
+        psnr = self._evaluate(run, "final")
+        self._save(run, psnr)
+        return TokenizerResult(
+            self.folder / CHECKPOINT, self.objective.arm.name, psnr, run.budget.steps
+        )
+
+    def _fresh_run(self, arm: QuantizerArm, steps: int = 0, seconds: float = 0.0) -> TrainingRun:
+        self.objective.select(arm)
+        budget = Budget(
+            self.config.max_steps,
+            self.config.max_seconds,
+            steps,
+            seconds,
+            agreement(self.accelerator),
+        )
+        return TrainingRun(
+            self.objective,
+            self.accelerator,
+            self.config.optimizer,
+            lambda _, value: value.ndim >= 2,
+            self.config.ema_window,
+            budget,
+        )
+
+    def _resumed(self, folder: Path) -> TrainingRun:
+        index = read_index(folder)
+        if "arm" not in index:
+            raise UserError(f"{folder}: this checkpoint holds no tokenizer run.")
+        run = self._fresh_run(QuantizerArm(**index["arm"]), index["steps"], index["seconds"])
+        run.load(folder)
+        if GAINS_KEY in (stored := load_tensors(folder, "raw")):
+            self.objective.gains.copy_(stored[GAINS_KEY])
+        return run
+
+    def _better_arm(self) -> TrainingRun:
+        """The run of the arm to continue; the model holds its weights."""
+        initial = {key: value.clone() for key, value in self.objective.state_dict().items()}
+        candidates: list[tuple[float, TrainingRun, QuantizerArm, dict[str, Tensor]]] = []
+        for arm in self.config.arms:
+            self.objective.load_state_dict(initial)
+            run = self._fresh_run(arm)
+            self._train(run, self.config.compare_seconds)
+            psnr = self._evaluate(run, f"arm-{arm.name}")
+            weights = {key: value.clone() for key, value in self.objective.state_dict().items()}
+            candidates.append((psnr, run, arm, weights))
+        first, *others = candidates
+        best = max(others, key=lambda candidate: candidate[0])
+        chosen = best if best[0] > first[0] + self.config.prefer_margin_db else first
+        self.objective.arm = chosen[2]
+        self.objective.load_state_dict(chosen[3])
+        self.log.write(
+            "chosen",
+            arm=chosen[2].name,
+            psnr_db=[candidate[0] for candidate in candidates],
+        )
+        return chosen[1]
+
+    def _train(self, run: TrainingRun, until_seconds: float | None) -> None:
+        config, budget = self.config, run.budget
+        rank = self.accelerator.process_index
+        stream = BatchStream(
+            self.data, config.seed + 100_003 * rank, config.batch_size, budget.steps
+        )
+        self.objective.train()
+        saved = drawn = time.monotonic()
+        logged = (budget.steps, budget.seconds)
+        begun = time.monotonic()
+        while not budget.spent(until_seconds):
+            image, _ = next(stream)
+            shown, kept = self._draw(image.shape[0], budget.steps, rank)
+            image = image.contiguous(memory_format=torch.channels_last)
+            output = self.model(image, shown.to(self.device, non_blocking=True), kept)
+            run.step(output.loss, budget.progress)
+            if not budget.running:
+                synchronize(self.device)
+                self.log.write("first step", seconds=time.monotonic() - begun)
+                budget.start()
+                logged = (budget.steps, budget.seconds)
+            elif budget.steps % config.log_every == 0:
+                self._log_step(run, output, logged)
+                logged = (budget.steps, budget.now())
+            now = time.monotonic()
+            if now - drawn > config.sheet_every_seconds and budget.running:
+                budget.pause()
+                self._evaluate(run, f"step-{budget.steps:06d}")
+                budget.start()
+                drawn = time.monotonic()
+            if now - saved > config.checkpoint.every_seconds and budget.running:
+                budget.pause()
+                self._save(run, None)
+                budget.start()
+                saved = time.monotonic()
+        synchronize(self.device)
+        budget.pause()
+
+    def _draw(self, images: int, step: int, rank: int) -> tuple[Tensor, tuple[bool, ...]]:
+        """Which scales each image is decoded from, and which scales take part in the step."""
+        rng = random.Random(f"{self.config.seed}/{step}")
+        drop = self.objective.arm.scale_drop
+        kept = (*(rng.random() >= drop for _ in self.grids[:-1]), True)
+        rng = random.Random(f"{self.config.seed}/{step}/{rank}")
+        low, high = self.config.prefix_scales
+        shown = torch.ones(images, len(self.grids), dtype=torch.bool)
+        for row in shown:
+            if rng.random() < self.config.prefix_probability:
+                row[rng.randint(low, high) :] = False
+        return shown[:, list(kept)], kept
+
+    def _log_step(self, run: TrainingRun, output: StepOutput, since: tuple[int, float]) -> None:
+        synchronize(self.device)
+        steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]
+        rate = steps * self.config.batch_size * self.accelerator.num_processes / max(seconds, 1e-9)
+        decibels = 10 * (4 / output.squared_error.clamp_min(1e-10)).log10()
+        self.log.write(
+            "step",
+            arm=self.objective.arm.name,
+            step=run.budget.steps,
+            seconds=run.budget.now(),
+            images_per_s=rate,
+            loss=float(output.loss.detach()),
+            reconstruction=float(output.reconstruction),
+            quantizer=float(output.quantizer),
+            batch_psnr_db=float(decibels.median()),
+            learning_rate=run.learning_rate,
+        )
+
+    @torch.no_grad()
+    def _evaluate(self, run: TrainingRun, name: str) -> float:
+        """Mean held-out round-trip PSNR of the averaged weights; logs it and writes a sheet."""
+        images = self.data.held_out
+        self.objective.eval()
+        with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
+            scores = []
+            for scales in (len(self.grids), *self._prefixes()):
+                parts = [
+                    psnr_db(self.objective.round_trip(part, scales)[0], part)
+                    for part in images.split(EVALUATION_BATCH)
+                ]
+                scores.append(torch.cat(parts).cpu())
+            _, bit_means = self.objective.round_trip(images[:EVALUATION_BATCH])
+            if self.accelerator.is_main_process:
+                shown = images[:SHEET_IMAGES]
+                rows = [shown] + [
+                    self.objective.round_trip(shown, scales)[0]
+                    for scales in (len(self.grids), *self._prefixes())
+                ]
+                save_sheet(rows, self.folder / "sheets" / f"{name}.png")
+        self.objective.train()
+        full = scores[0]
+        self.log.write(
+            "evaluation",
+            name=name,
+            arm=self.objective.arm.name,
+            step=run.budget.steps,
+            images=len(full),
+            psnr_db=float(full.mean()),
+            psnr_db_median=float(full.median()),
+            psnr_db_p10=float(full.quantile(0.1)),
+            prefix_scales=[float(scales) for scales in self._prefixes()],
+            prefix_psnr_db=[float(score.mean()) for score in scores[1:]],
+            bit_means=bit_means.tolist(),
+            gains=self.objective.gains.tolist() if self.objective.arm.gains else [],
+        )
+        return float(full.mean())
+
+    def _prefixes(self) -> tuple[int, ...]:
+        scales = len(self.grids)
+        return tuple(sorted({max(1, scales - 1), max(1, scales - 3), max(1, scales // 2)}))[::-1]
+
+    def _save(self, run: TrainingRun, psnr: float | None) -> None:
+        arm = self.objective.arm
+        gains = {GAINS_KEY: self.objective.gains} if arm.gains else {}
+        model = replace(self.config.model, scale_gains=len(self.grids) if arm.gains else 0)
+        description = {"arm": asdict(arm), "tokenizer": asdict(model), "held_out_psnr_db": psnr}
+        run.save(self.folder / CHECKPOINT, self.config.checkpoint, description, gains)

@@ -1,0 +1,136 @@
+"""One training step of the tokenizer as a module: images in, losses and statistics out."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from infinity.schedule import Grid
+from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.tokenizer.quantizer import (
+    area_down,
+    codes_from_bits,
+    encode_residuals,
+    resize,
+    sum_codes,
+    to_bits,
+    unit_rms,
+)
+from infinity.training.config import QuantizerArm
+from infinity.training.quantizer_loss import quantize_scales
+from infinity.training.reconstruction_loss import reconstruction_loss
+
+GAIN_RATE = 0.02
+"""Share of a step's mean residual magnitude that enters a gain's running mean."""
+
+
+@dataclass(frozen=True)
+class StepOutput:
+    """Losses of one step (on the device, no host sync) and the latent it decoded."""
+
+    loss: Tensor
+    reconstruction: Tensor
+    quantizer: Tensor
+    squared_error: Tensor
+
+
+class TokenizerObjective(nn.Module):
+    """Reconstruction plus quantiser loss of a :class:`BSQTokenizer` under one quantiser arm.
+
+    The gains live here, so that all arms share one (compiled) encoder and decoder.
+
+    Args:
+        tokenizer: its encoder and decoder are trained; its own gains are ignored.
+        grids: latent grid per scale.
+        weights: of L1, L2 and gradient L1.
+        arm: how to quantise; :meth:`select` changes it.
+    """
+
+    gains: Tensor
+
+    def __init__(
+        self,
+        tokenizer: BSQTokenizer,
+        grids: tuple[Grid, ...],
+        weights: tuple[float, float, float],
+        arm: QuantizerArm,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
+        self.grids, self.weights, self.arm = grids, weights, arm
+        codebook_dim = tokenizer.config.codebook_dim
+        self.register_buffer("gains", torch.full((len(grids),), codebook_dim**-0.5))
+        self._codebook_dim = codebook_dim
+
+    def select(self, arm: QuantizerArm) -> None:
+        """Changes the arm and forgets the gains."""
+        self.arm = arm
+        self.gains.fill_(self._codebook_dim**-0.5)
+
+    def features(self, image: Float[Tensor, "b 3 H W"]) -> Float[Tensor, "b d h w"]:
+        f = self.encoder(image).float()
+        return unit_rms(f) if self.arm.gains else f
+
+    def forward(
+        self,
+        image: Float[Tensor, "b 3 H W"],
+        shown: Bool[Tensor, "b kept"],
+        kept: tuple[bool, ...],
+    ) -> StepOutput:
+        """Losses of a batch.
+
+        Args:
+            image: in [-1, 1].
+            shown: which of the kept scales each image is decoded from.
+            kept: scales that take part in this step.
+        """
+        f = self.features(image)
+        with torch.autocast(image.device.type, enabled=False):
+            if self.arm.straight_through == "scales":
+                codes, losses = quantize_scales(f, self.grids, kept)
+                quantizer = torch.stack(losses).mean()
+                z = self._sum_shown(codes, shown)
+            else:
+                codes = self._codes(f.detach(), kept)
+                quantizer = (f - torch.stack(codes).sum(dim=0)).square().mean()
+                z = self._sum_shown(codes, shown) + f - f.detach()
+        decoded = self.decoder(z.contiguous(memory_format=torch.channels_last))
+        with torch.autocast(image.device.type, enabled=False):
+            reconstruction = reconstruction_loss(decoded, image, *self.weights)
+            loss = reconstruction + self.arm.loss_weight * quantizer
+            error = (decoded.detach().float() - image).square().mean(dim=(1, 2, 3))
+        return StepOutput(loss, reconstruction.detach(), quantizer.detach(), error)
+
+    @staticmethod
+    def _sum_shown(codes: list[Tensor], shown: Bool[Tensor, "b kept"]) -> Tensor:
+        weights = shown.float()
+        return sum(e * weights[:, k, None, None, None] for k, e in enumerate(codes))  # type: ignore[return-value]
+
+    @torch.no_grad()
+    def _codes(self, f: Tensor, kept: tuple[bool, ...]) -> list[Tensor]:
+        """Upsampled codes of the kept scales; moves the gains towards the residuals met."""
+        codes, z = [], torch.zeros_like(f)
+        for k, grid in enumerate(self.grids):
+            if not kept[k]:
+                continue
+            residual = area_down(f - z, grid)
+            if self.arm.gains and self.training:
+                self.gains[k].lerp_(residual.abs().mean(), GAIN_RATE)
+            gain = self.gains[k].clone() if self.arm.gains else None
+            codes.append(resize(codes_from_bits(to_bits(residual), gain), self.grids[-1]))
+            z = z + codes[-1]
+        return codes
+
+    @torch.no_grad()
+    def round_trip(
+        self, image: Float[Tensor, "b 3 H W"], scales: int | None = None
+    ) -> tuple[Float[Tensor, "b 3 H W"], Float[Tensor, " k"]]:
+        """Image decoded from the first ``scales`` scales (all by default), and the mean of its bits
+        per scale.
+        """
+        gains = self.gains if self.arm.gains else None
+        _, bits = encode_residuals(self.features(image), self.grids, gains)
+        z = sum_codes(bits[:scales], self.grids[-1], gains)
+        means = torch.stack([scale_bits.float().mean() for scale_bits in bits])
+        return self.decoder(z).float().clamp(-1, 1), means

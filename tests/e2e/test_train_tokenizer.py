@@ -1,0 +1,129 @@
+"""The tokenizer trainer at toy size on the CPU."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from training_toys import files, squares
+
+from infinity.config import TokenizerConfig
+from infinity.errors import UserError
+from infinity.schedule import scale_schedule
+from infinity.training.checkpoint import load_tensors, read_index
+from infinity.training.config import (
+    CheckpointConfig,
+    OptimizerConfig,
+    QuantizerArm,
+    TrainTokenizerConfig,
+    load_training_config,
+)
+from infinity.training.tokenizer import load_tokenizer, run_tokenizer
+
+UNIT = QuantizerArm(name="unit", gains=False, straight_through="scales", loss_weight=4.0)
+GAINS = QuantizerArm(name="gains", gains=True, straight_through="latent", loss_weight=0.2)
+CONFIG = TrainTokenizerConfig(
+    output_dir="",
+    model=TokenizerConfig(
+        codebook_dim=4, patch_size=2, channels=32, channel_multipliers=(1, 1), res_blocks=1
+    ),
+    resolution="0.06M",
+    arms=(GAINS,),
+    max_seconds=1e6,
+    max_steps=12,
+    batch_size=4,
+    prefix_scales=(3, 6),
+    optimizer=OptimizerConfig(
+        learning_rate=2e-3, betas=(0.9, 0.95), weight_decay=0.01, warmup_steps=2
+    ),
+    log_every=2,
+)
+
+
+def rows(folder: Path, event: str) -> list[dict]:
+    lines = (folder / "log.jsonl").read_text().splitlines()
+    return [row for row in map(json.loads, lines) if row["event"] == event]
+
+
+@pytest.mark.parametrize(
+    "arm", [replace(UNIT, scale_drop=0.3), replace(GAINS, gains=False), GAINS], ids=str
+)
+def test_loss_falls_and_files_are_written(arm: QuantizerArm, tmp_path: Path) -> None:
+    result = run_tokenizer(replace(CONFIG, output_dir=str(tmp_path), arms=(arm,)), squares(32))
+    losses = [row["reconstruction"] for row in rows(tmp_path, "step")]
+    assert losses[-1] < 0.8 * losses[0]
+    assert result.steps == 12
+    assert "sheets/final.png" in files(tmp_path)
+    tokenizer = load_tokenizer(result.folder)
+    assert (tokenizer.gains is not None) == arm.gains
+    held_out = squares(32).held_out
+    grids = scale_schedule(1.0, "0.06M").grids
+    decoded = tokenizer.decode(tokenizer.encode(held_out, grids)[1])
+    error = (decoded - held_out).square().mean(dim=(1, 2, 3))
+    psnr = (10 * (4 / error).log10()).mean().item()
+    assert psnr == pytest.approx(result.psnr_db, abs=1e-2)
+
+
+def test_resumed_run_equals_uninterrupted_one(tmp_path: Path) -> None:
+    constant = replace(CONFIG.optimizer, decay_from=1.0)
+    for name, steps, resume in [("a", 12, None), ("b1", 7, None), ("b2", 12, "b1")]:
+        run_tokenizer(
+            replace(
+                CONFIG,
+                output_dir=str(tmp_path / name),
+                max_steps=steps,
+                optimizer=constant,
+                resume_from=resume and str(tmp_path / resume / "checkpoint"),
+            ),
+            squares(32),
+        )
+    for kind in ("raw", "ema", "optimizer"):
+        once = load_tensors(tmp_path / "a" / "checkpoint", kind)
+        twice = load_tensors(tmp_path / "b2" / "checkpoint", kind)
+        assert once.keys() == twice.keys()
+        assert all(torch.equal(once[key], twice[key]) for key in once), kind
+
+
+def test_half_state_is_small_and_can_be_resumed(tmp_path: Path) -> None:
+    half = CheckpointConfig(state="half", shard_mib=0.25)
+    first = replace(CONFIG, output_dir=str(tmp_path / "1"), max_steps=6, checkpoint=half)
+    folder = run_tokenizer(first, squares(32)).folder
+    shards = sorted(folder.glob("*.safetensors"))
+    assert len(shards) > 2
+    assert all(shard.stat().st_size <= 2**18 for shard in shards)
+    assert not list(folder.glob("optimizer*"))
+    second = replace(first, output_dir=str(tmp_path / "2"), max_steps=8, resume_from=str(folder))
+    assert run_tokenizer(second, squares(32)).steps == 8
+    assert read_index(tmp_path / "2" / "checkpoint")["warm_steps"] == 2
+
+
+def test_comparison_keeps_the_first_arm_unless_clearly_beaten(tmp_path: Path) -> None:
+    for margin, expected in [(100.0, "unit"), (0.0, None)]:
+        config = replace(
+            CONFIG,
+            output_dir=str(tmp_path / str(margin)),
+            arms=(UNIT, GAINS),
+            compare_seconds=0.5,
+            prefer_margin_db=margin,
+            max_steps=40,
+        )
+        result = run_tokenizer(config, squares(32))
+        chosen = rows(tmp_path / str(margin), "chosen")[0]
+        first, second = chosen["psnr_db"]
+        better = "gains" if second > first else "unit"
+        assert chosen["arm"] == result.arm == (expected or better)
+        assert result.steps == 40
+
+
+def test_wrong_image_size_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="need images of 32 px, the data has 64 px"):
+        run_tokenizer(replace(CONFIG, output_dir=str(tmp_path)), squares(64))
+
+
+def test_shipped_config_loads_and_names_mistakes() -> None:
+    path = Path(__file__).parents[2] / "configs/train/tokenizer.yaml"
+    config = load_training_config(path, ["batch_size=8", "arms.0.name=x"], TrainTokenizerConfig)
+    assert (config.batch_size, config.arms[0].name) == (8, "x")
+    with pytest.raises(UserError, match=r"batch_size.*batchsize"):
+        load_training_config(path, ["batch_size=0", "batchsize=3"], TrainTokenizerConfig)

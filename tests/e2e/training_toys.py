@@ -1,0 +1,35 @@
+"""A toy image source: coloured squares on a grey ground, named by their colour."""
+
+from pathlib import Path
+from random import Random
+
+import torch
+from torch import Tensor
+
+from infinity.training.source import TrainingData
+
+COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
+
+
+class Squares:
+    def __init__(self, side_px: int, seed: int) -> None:
+        self._side_px, self._rng = side_px, Random(seed)
+
+    def batch(self, n: int) -> tuple[Tensor, list[str]]:
+        names = self._rng.choices(list(COLOURS), k=n)
+        images = torch.zeros(n, 3, self._side_px, self._side_px)
+        half = self._side_px // 2
+        for image, name in zip(images, names, strict=True):
+            top, left = self._rng.randrange(half), self._rng.randrange(half)
+            colour = torch.tensor(COLOURS[name])
+            image[:, top : top + half, left : left + half] = colour[:, None, None]
+        return images, [f"a {name} square" for name in names]
+
+
+def squares(side_px: int) -> TrainingData:
+    images, captions = Squares(side_px, 10**6).batch(8)
+    return TrainingData(lambda seed: Squares(side_px, seed), images, tuple(captions))
+
+
+def files(folder: Path) -> set[str]:
+    return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
