@@ -33,7 +33,8 @@ def load_model_config(folder: Path) -> ModelConfig:
         config = pydantic.TypeAdapter(ModelConfig).validate_python(manifest["config"])
     except pydantic.ValidationError as error:
         wrong = "; ".join(
-            f"config.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
+            f"{'.'.join(('config', *map(str, e['loc'])))}: {e['msg'].removeprefix('Value error, ')}"
+            for e in error.errors()
         )
         raise UserError(f"{folder / MANIFEST}: {wrong}") from error
     if unknown := _unknown_keys(manifest["config"], dataclasses.asdict(config), "config"):

@@ -144,13 +144,20 @@ class _PickleReader:
         return tensor
 
 
-def pickle_state(path: Path, select: Callable[[dict[str, Any]], dict[str, Any]]) -> LazyState:
+def pickle_state(
+    path: Path, select: Callable[[dict[str, Any]], dict[str, Any]], what: str
+) -> LazyState:
     """The tensors of the part of a ``torch.save`` file that ``select`` picks out of its dict.
+
+    Args:
+        path: the file.
+        select: from the file's dict to the dict of tensors in it.
+        what: what the file should be, for messages.
 
     Raises:
         UserError: see :func:`load_pickle`; or the part holds no tensor.
     """
     reader = _PickleReader(path, select)
     if not reader.tensors:
-        raise UserError(f"{path}: holds no tensors")
+        raise UserError(f"{path}: not {what} checkpoint: no tensors where they should be")
     return LazyState(shapes_of(reader.tensors), reader)

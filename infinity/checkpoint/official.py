@@ -65,7 +65,7 @@ def read_transformer(path: Path, *, ema: bool = False) -> LazyState:
             raise UserError(f"{path}: training checkpoint without trainer.{key}")
         return trainer[key]
 
-    return pickle_state(path, select)
+    return pickle_state(path, select, "an Infinity transformer")
 
 
 def read_tokenizer(path: Path) -> LazyState:
@@ -85,7 +85,7 @@ def read_tokenizer(path: Path) -> LazyState:
             raise UserError(f"{path}: its entry vae is no dict of tensors")
         return inner
 
-    return pickle_state(path, select)
+    return pickle_state(path, select, "a tokenizer")
 
 
 def shard_files(folder: Path) -> list[Path]:
