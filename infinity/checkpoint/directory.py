@@ -84,13 +84,12 @@ def digest(path: Path) -> str:
     """
     total = hashlib.sha256()
     if (path / MANIFEST).exists():
-        files = {name: entry["sha256"] for name, entry in listed_files(path).items()}
-        content = {"config": _read_manifest(path)["config"], "files": files}
+        checksums = {name: entry["sha256"] for name, entry in listed_files(path).items()}
+        content = {"config": _read_manifest(path)["config"], "files": checksums}
         total.update(json.dumps(content, sort_keys=True).encode())
-        return total.hexdigest()
-    files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
-    for file in files:
-        total.update(file_sha256(file).encode())
+    else:
+        for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
+            total.update(file_sha256(file).encode())
     return total.hexdigest()
 
 

@@ -164,9 +164,10 @@ def infer_model(
             "settings",
             transformer_path,
         )
-        kind = "minilm" if transformer.text_width == 384 else "t5"
         text = TextEncoderConfig(
-            kind=kind, width=transformer.text_width, max_tokens=transformer.text_max_tokens
+            kind="minilm" if transformer.text_width == 384 else "t5",
+            width=transformer.text_width,
+            max_tokens=transformer.text_max_tokens,
         )
         return ModelConfig(
             name=name or transformer_path.stem,

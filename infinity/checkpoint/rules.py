@@ -127,7 +127,10 @@ def match_keys(
     canonical = rules.rename(wanted)
     targets = {canonical[key] or key: key for key in wanted}
     sources: dict[str, str] = {}
-    unexpected, misshapen, repeated, ignored = [], [], [], []
+    unexpected: list[str] = []
+    misshapen: list[str] = []
+    repeated: list[str] = []
+    ignored: list[str] = []
     for key, name in rules.rename(stored).items():
         if name is None:
             continue

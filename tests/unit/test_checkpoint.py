@@ -494,13 +494,16 @@ def test_replacing_a_directory_keeps_its_card(
         save_model_directory(folder, CONFIG, transformer, tokenizer, replace=True)
 
 
-def test_a_failed_write_leaves_nothing(tmp_path: Path, tokenizer: State) -> None:
-    class Full(dict[str, Tensor]):
-        def __getitem__(self, key: str) -> Tensor:
-            raise OSError(28, "No space left on device")
+def test_a_failed_write_leaves_nothing(
+    tmp_path: Path, transformer: State, tokenizer: State, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(tensors: State, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("infinity.checkpoint.writer.save_file", full)
     with pytest.raises(UserError, match=r"cannot be written .*No space left"):
-        save_model_directory(tmp_path / "m", CONFIG, Full(a=torch.zeros(1)), tokenizer)
+        save_model_directory(tmp_path / "m", CONFIG, transformer, tokenizer)
     assert not list(tmp_path.iterdir())
 
 
