@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -89,7 +89,7 @@ class InfinityPipeline:
         text_encoder: str | Path | None = None,
         device: str | None = None,
         dtype: str | None = None,
-    ) -> Self:
+    ) -> "InfinityPipeline":
         """The model at ``path``.
 
         Args:

@@ -10,7 +10,7 @@ token, d latent channels.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -152,6 +152,7 @@ class BranchPlan:
     gather: Callable[[Tensor, KeepSet], PackedTokens] | None = None
 
 
+@runtime_checkable
 class PolicyRun(Protocol):
     """A policy at work on one generation call; its memory ends with the call.
 
@@ -174,6 +175,7 @@ class PolicyRun(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
 class PruningPolicy(Protocol):
     """A method that decides which tokens, rows and scales are worth computing: settings only."""
 

@@ -68,7 +68,7 @@ class PackedTokens:
     """
 
     x: Float[Tensor, "total width"]
-    cu_seqlens: Int32[Tensor, " b+1"]
+    cu_seqlens: Int32[Tensor, " b1"]
     max_seqlen: int
     indices: Int64[Tensor, " total"]
     counts: tuple[int, ...]

@@ -6,7 +6,7 @@ noise source hands out ``(B, count, 2)`` of them per scale.
 """
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,6 +17,7 @@ _ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 
+@runtime_checkable
 class NoiseSource(Protocol):
     """Exponential draws, one call per executed scale in scale order."""
 

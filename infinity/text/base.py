@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -24,14 +24,15 @@ class TextFeatures:
     def __len__(self) -> int:
         return len(self.lengths)
 
-    def split(self) -> list[Float[Tensor, "n_i width"]]:
+    def split(self) -> list[Float[Tensor, "_ width"]]:
         return list(self.rows.split(list(self.lengths)))
 
     @staticmethod
-    def stack(parts: Sequence[Float[Tensor, "n_i width"]]) -> "TextFeatures":
+    def stack(parts: Sequence[Float[Tensor, "_ width"]]) -> "TextFeatures":
         return TextFeatures(torch.cat(list(parts)), tuple(len(part) for part in parts))
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """Encodes prompts one by one, so that a prompt's features never depend on its neighbours."""
 

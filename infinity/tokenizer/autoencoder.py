@@ -222,7 +222,7 @@ class BSQTokenizer(nn.Module):
         return self.decoder(z).clamp(-1, 1)
 
     def decode_from_bits(
-        self, bits: list[Bool[Tensor, "b _ _ d"]], grid: Grid
+        self, bits: list[quantizer.Bits], grid: Grid
     ) -> tuple[Float[Tensor, "b d h w"], Float[Tensor, "b 3 H W"]]:
         """Summed codes and the image of the first ``len(bits)`` scales.
 

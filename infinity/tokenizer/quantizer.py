@@ -16,7 +16,7 @@ from torch import Tensor
 
 from infinity.schedule import Grid
 
-Bits = Bool[Tensor, "b h w d"] | Integer[Tensor, "b h w d"]
+Bits = Bool[Tensor, "b _ _ d"] | Integer[Tensor, "b _ _ d"]
 FlipBits = Callable[[int, Tensor], Tensor]
 """``(scale index, bits) → bits to feed back``: how self-correction training corrupts a scale."""
 
@@ -33,7 +33,7 @@ def to_bits(residual: Float[Tensor, "b d h w"]) -> Bool[Tensor, "b h w d"]:
 
 def codes_from_bits(
     bits: Bits, gain: float | Float[Tensor, ""] | None = None
-) -> Float[Tensor, "b d h w"]:
+) -> Float[Tensor, "b d _ _"]:
     """``(2·bit − 1) · gain``, channels first; the gain defaults to ``1/sqrt(d)``."""
     signs = bits.movedim(-1, 1).float() * 2 - 1
     return signs * (bits.shape[-1] ** -0.5 if gain is None else gain)

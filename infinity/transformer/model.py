@@ -38,7 +38,7 @@ class TextConditioning:
 
     sos: Float[Tensor, "b width"]
     context: Float[Tensor, "n width"]
-    cu_seqlens: Int32[Tensor, " b+1"]
+    cu_seqlens: Int32[Tensor, " b1"]
     max_seqlen: int
     shared: Float[Tensor, "b 6 width"]
     lengths: tuple[int, ...]

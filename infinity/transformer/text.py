@@ -47,7 +47,7 @@ class TextPool(nn.Module):
         self.ca = _PoolAttention(config)
 
     def forward(
-        self, rows: Float[Tensor, "n text"], cu_seqlens: Int32[Tensor, " b+1"], max_seqlen: int
+        self, rows: Float[Tensor, "n text"], cu_seqlens: Int32[Tensor, " b1"], max_seqlen: int
     ) -> Float[Tensor, "b width"]:
         """Pooled vector per prompt, ``(b, C)``.
 

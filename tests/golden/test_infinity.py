@@ -260,7 +260,7 @@ def test_rotation_matches_the_original() -> None:
             x.shape[-1],
             int(mode[4:]),  # type: ignore[arg-type]
         )[:, : x.shape[1]]
-        close(apply_rope(x, cos, sin).transpose(1, 2), expected[f"{key}_out"], ROPE)
+        close(apply_rope(x, cos[None], sin[None]).transpose(1, 2), expected[f"{key}_out"], ROPE)
 
 
 @pytest.mark.parametrize("ratio", [0.571, 1.0, 1.5, 3.0])

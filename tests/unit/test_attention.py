@@ -210,6 +210,9 @@ def test_auto_takes_the_first_supported_and_says_once_what_it_passed_over(
         def supports(self, request: AttentionRequest) -> str | None:
             return "dislikes everything"
 
+        def __call__(self, *_: object, **__: object) -> torch.Tensor:
+            raise AssertionError("must not be chosen")
+
     def missing() -> Picky:
         raise ImportError("No module named 'nowhere'")
 

@@ -4,7 +4,7 @@ Shape legend: b rows, T packed queries, N packed keys, L longest row, H heads, D
 """
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
@@ -74,6 +74,7 @@ class AttentionRequest:
         return AttentionRequest(device.type, dtype, head_dim, ragged, layout, capability)
 
 
+@runtime_checkable
 class AttentionBackend(Protocol):
     """Softmax attention of packed queries: each sees all keys of its own row and no others."""
 

@@ -1,0 +1,50 @@
+"""The direction of every arrow between the rooms."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def imports_of(folder: str) -> set[tuple[str, str]]:
+    found = set()
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                found |= {(str(path.relative_to(ROOT)), name.name) for name in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add((str(path.relative_to(ROOT)), node.module))
+    return found
+
+
+def inside(module: str, package: str) -> bool:
+    return module == package or module.startswith(package + ".")
+
+
+def test_the_generator_knows_no_pruning_method() -> None:
+    arrows = imports_of("infinity")
+    assert arrows
+    assert not [arrow for arrow in arrows if inside(arrow[1], "stepvar_patch")]
+
+
+def test_the_method_knows_neither_experiments_nor_command_line() -> None:
+    back = [
+        (path, module)
+        for path, module in imports_of("stepvar_patch")
+        if not path.startswith(("stepvar_patch/experiments/", "stepvar_patch/cli.py"))
+        and (inside(module, "stepvar_patch.experiments") or inside(module, "stepvar_patch.cli"))
+    ]
+    assert not back
+
+
+def test_experiments_do_not_know_the_command_line() -> None:
+    back = [a for a in imports_of("stepvar_patch/experiments") if inside(a[1], "stepvar_patch.cli")]
+    assert not back
+
+
+@pytest.mark.parametrize("library", ["pydantic", "omegaconf", "typer"])
+@pytest.mark.parametrize("room", ["transformer", "tokenizer", "sampling", "ops", "text"])
+def test_model_code_is_free_of_configuration_libraries(room: str, library: str) -> None:
+    assert not [a for a in imports_of(f"infinity/{room}") if inside(a[1], library)]
