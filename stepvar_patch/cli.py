@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -25,6 +25,7 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the config."),
 ]
+Dtype = Literal["float32", "bfloat16"]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 app = typer.Typer(
@@ -139,6 +140,36 @@ def replay(
 
 
 @_verb
+def convert(
+    transformer: Annotated[
+        Path, typer.Argument(help="Official .pth or .safetensors, or a folder of shards.")
+    ],
+    tokenizer: Annotated[Path, typer.Argument(help="Official tokenizer .pth or .safetensors.")],
+    output: Annotated[Path, typer.Option(help="The new model directory.")],
+    name: Annotated[
+        str | None, typer.Option(help="Which released model it must be, e.g. infinity-8b-512.")
+    ] = None,
+    text_encoder: Annotated[
+        Path | None, typer.Option(help="Folder of google/flan-t5-xl, to be included.")
+    ] = None,
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Of the large matrices; default: as stored.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Turn official files into one model directory."""
+    import torch
+
+    from infinity.checkpoint.convert import convert as make
+
+    precision = getattr(torch, dtype) if dtype else None
+    config = make(
+        transformer, tokenizer, output, name=name, text_encoder=text_encoder, dtype=precision
+    )
+    _say(asdict(config), f"{config.name}: {output}", as_json)
+
+
+@_verb
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A generate config to check.")] = None,
     overrides: Overrides = None,
@@ -154,7 +185,7 @@ def doctor(
         from stepvar_patch.experiments.schema import GenerateConfig
 
         settings = load_config(GenerateConfig, config, overrides or [])
-        report["config"] = f"{config}: valid, {check(settings)} images"
+        report["config"] = f"{config}: valid, {check(settings).images} images"
     width = max(map(len, report))
     _say(report, "\n".join(f"{key:{width}}  {value}" for key, value in report.items()), as_json)
 

@@ -83,22 +83,50 @@ def jobs(config: GenerateConfig) -> Iterator[ImageJob]:
             yield ImageJob(row=row, seed=first + k, negative_prompt=negative or None)
 
 
-def check(config: GenerateConfig) -> int:
-    """How many images a run has, after checking all that can be checked without weights.
+@dataclass(frozen=True, kw_only=True)
+class CheckedRun:
+    """What is known of a run before weights are read."""
+
+    images: int
+    digest: str
+    device: str
+    dtype: str
+
+
+def check(config: GenerateConfig) -> CheckedRun:
+    """Checks all of a run that can be checked without reading weights.
 
     Args:
         config: of the run.
 
     Returns:
-        Images, finished ones included.
+        How many images it has, finished ones included, the model's digest, and where it runs.
 
     Raises:
-        UserError: a mistake in the prompt file, no model directory, or a GPU that is not there.
+        UserError: a mistake in the prompt file, a setting that the model cannot take, no model
+            directory, or a GPU that is not there.
     """
-    resolve_device(config.device, config.dtype)
-    if not Path(config.model).exists():
-        raise UserError(f"model: {config.model} does not exist; give a model directory")
-    return sum(1 for _ in jobs(config))
+    from infinity.checkpoint import digest, load_model_config
+    from infinity.sampling.settings import resolve_settings
+    from infinity.schedule import scale_schedule
+
+    device, dtype = resolve_device(config.device, config.dtype)
+    images = sum(1 for _ in jobs(config))
+    directory = Path(config.model)
+    if not directory.is_dir():
+        raise UserError(f"model: {directory} is not a folder; give a model directory")
+    model = load_model_config(directory)
+    resolve_settings(
+        model.sampling,
+        len(scale_schedule(config.aspect_ratio or 1.0, model.resolution)),
+        model.transformer.depth,
+        guidance_scale=config.guidance_scale,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        guidance_layers=config.guidance_layers,
+    )
+    return CheckedRun(images=images, digest=digest(directory), device=device, dtype=dtype)
 
 
 def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline) -> RunSummary:
@@ -119,17 +147,19 @@ def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline)
         UserError: a mistake in the prompts, settings, weights or output folder, or a full disk.
     """
     start = time.perf_counter()
-    total = check(config)
-    device, dtype = resolve_device(config.device, config.dtype)
-    resolved = {**asdict(config), "device": device, "dtype": dtype}
+    checked = check(config)
+    resolved = {**asdict(config), "device": checked.device, "dtype": checked.dtype}
     with RunFolder(Path(config.output), resolved, _fixed_on_resume) as folder:
-        resumed = _count_finished(folder, config)
-        progress.start(total, resumed)
-        if resumed < total:
+        resumed = _count_finished(folder, config, checked.digest)
+        progress.start(checked.images, resumed)
+        if resumed < checked.images:
             pipeline = load_pipeline(
-                config.model, device=device, dtype=dtype, text_encoder=config.text_encoder
+                config.model,
+                device=checked.device,
+                dtype=checked.dtype,
+                text_encoder=config.text_encoder,
             )
-            maker = _Maker(config, folder, pipeline, dtype)
+            maker = _Maker(config, folder, pipeline, checked.dtype)
             every = jobs(config)
             while batch := list(islice(every, config.batch_size)):
                 if made := maker.make(batch):
@@ -138,7 +168,7 @@ def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline)
             _write_contact_sheet(folder, config)
     seconds = time.perf_counter() - start
     return RunSummary(
-        output=config.output, images=total - resumed, resumed=resumed, seconds=seconds
+        output=config.output, images=checked.images - resumed, resumed=resumed, seconds=seconds
     )
 
 
@@ -215,12 +245,6 @@ class _Maker:
             **({"text_encoder": config.text_encoder} if config.text_encoder else {}),
         }
         self.versions = versions()
-        for row in folder.finished.values():
-            if row.weights != pipeline.digest:
-                raise UserError(
-                    f"model: {config.model} holds other weights than those that made "
-                    f"{folder.path / row.file}; choose another output folder"
-                )
 
     def make(self, batch: Sequence[ImageJob]) -> int:
         """Draws, writes and records the unfinished images of a batch, and says how many.
@@ -308,8 +332,8 @@ def _fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
     return fixed
 
 
-def _count_finished(folder: RunFolder, config: GenerateConfig) -> int:
-    """How many jobs have a finished image, which must be of the same prompt."""
+def _count_finished(folder: RunFolder, config: GenerateConfig, digest: str) -> int:
+    """How many jobs have a finished image, which must be of the same prompt and weights."""
     count = 0
     for job in jobs(config):
         row = folder.finished.get(job.file)
@@ -319,6 +343,11 @@ def _count_finished(folder: RunFolder, config: GenerateConfig) -> int:
             raise UserError(
                 f"{job.row.where}: id {job.row.id!r} has another prompt than its finished image in "
                 f"{folder.path}; choose another output folder or another id"
+            )
+        if row.weights != digest:
+            raise UserError(
+                f"model: {config.model} holds other weights than those that made "
+                f"{folder.path / row.file}; choose another output folder"
             )
         count += 1
     return count

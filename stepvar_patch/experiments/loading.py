@@ -221,7 +221,8 @@ def _clause(schema: type[Any], keys: tuple[Key, ...], detail: Any) -> list[str]:
     if detail["type"] == "value_error":
         return [str(detail["ctx"]["error"])]
     message = detail["msg"].replace("Input should be", "must be").replace("array", "list")
-    return [message.replace("valid tuple", "list").replace("a valid ", "a ")]
+    message = message.replace("valid tuple", "list").replace("valid integer", "integer")
+    return [message.replace("a integer", "an integer").replace("a valid ", "a ")]
 
 
 def _valid_keys(schema: type[Any], keys: Sequence[Key]) -> list[str]:

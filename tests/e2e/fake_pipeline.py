@@ -1,10 +1,11 @@
 """A pipeline without weights: an image is a pure function of prompt, seed and settings."""
 
 import hashlib
+import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from infinity.checkpoint import digest
 from infinity.config import PRESETS
-from infinity.errors import UserError
 from stepvar_patch.cli import main
 
 SIDE_PX = 32
@@ -24,7 +25,7 @@ SIDE_PX = 32
 class FakePipeline:
     """Same surface as `infinity.pipeline.InfinityPipeline`, as far as the command line uses it."""
 
-    digest: str = "d" * 64
+    digest: str = ""
     delay_s: float = 0.0
     loads: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
@@ -35,8 +36,7 @@ class FakePipeline:
         self, directory: str, *, device: str, dtype: str, text_encoder: str | None
     ) -> "FakePipeline":
         self.loads.append(directory)
-        if not Path(directory).is_dir():
-            raise UserError(f"model: {directory} is not a folder")
+        self.digest = digest(Path(directory))
         return self
 
     def __call__(
@@ -67,6 +67,13 @@ class FakePipeline:
 
     def decode(self, latent: torch.Tensor) -> list[Image.Image]:
         return [Image.fromarray(image.numpy()) for image in latent]
+
+
+def write_model_directory(folder: Path) -> None:
+    """A manifest of the embedded model that lists no weights."""
+    folder.mkdir()
+    manifest = {"format_version": 1, "config": asdict(PRESETS["embedded"]), "files": {}}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def _noise(key: str) -> torch.Tensor:

@@ -1,0 +1,349 @@
+"""The generate, show and replay verbs through the real command line; the pipeline has no weights."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fake_pipeline
+import pytest
+from fake_pipeline import FakePipeline, write_model_directory
+from PIL import Image
+
+from infinity.io.images import read_png, write_png
+from infinity.io.prompts import derived_seed
+from stepvar_patch.cli import main
+
+ROWS = [
+    {"id": "apple", "prompt": "a red apple", "seed": 7, "kind": "fruit"},
+    {"id": "car", "prompt": "a blue car", "negative_prompt": "wheels"},
+    {"prompt": "three cats"},
+    {"id": "bär", "prompt": "ein Bär"},
+    {"prompt": "a castle"},
+]
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    write_model_directory(tmp_path / "model")
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "c.yaml").write_text(
+        "model: model\nprompts: p.jsonl\noutput: out\nbatch_size: 2\ndevice: cpu\n"
+    )
+    return tmp_path
+
+
+def stepvar(*words: str, pipeline: FakePipeline | None = None) -> int:
+    return main(words, (pipeline or FakePipeline()).load)
+
+
+def rows(folder: Path) -> list[dict]:
+    """The manifest without what may differ between two runs."""
+    lines = (folder / "run.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if k != "ms"} for line in lines]
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    """Everything in a run folder but the manifest, whose timings differ."""
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "run.jsonl"}
+
+
+def pixels(path: Path) -> bytes:
+    with Image.open(path) as image:
+        return image.tobytes()
+
+
+def test_a_run_leaves_named_images_manifest_config_and_sheet(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stepvar("generate", "c.yaml", "--json") == 0
+    names = [f"{ROWS[0]['id']}_7", *(f"{i}_{derived_seed(0, i)}" for i in ("car", "00003"))]
+    found = rows(work / "out")
+    assert [Path(row["file"]).stem for row in found][:3] == names
+    assert [row["extra"] for row in found][:2] == [{"kind": "fruit"}, {}]
+    assert {file for file in os.listdir(work / "out") if file.endswith(".png")} == {
+        "contact_sheet.png",
+        *(row["file"] for row in found),
+    }
+    config = (work / "out" / "config.yaml").read_text()
+    assert "seed: 0\n" in config
+    assert "dtype: float32\n" in config
+    out, err = capsys.readouterr()
+    assert json.loads(out)["images"] == 5
+    assert "5/5 images" in err
+    provenance = read_png(work / "out" / "apple_7.png")[1]
+    assert (provenance.prompt, provenance.seed) == ("a red apple", 7)
+    assert provenance.extra == {"kind": "fruit"}
+    assert provenance.settings["guidance_scale"] == 4.0
+
+
+def test_batches_order_and_neighbours_change_no_image(work: Path) -> None:
+    assert stepvar("generate", "c.yaml") == 0
+    shuffled = [{**row, "id": row.get("id", f"{i:05d}")} for i, row in enumerate(ROWS, start=1)]
+    random.Random(0).shuffle(shuffled)
+    (work / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shuffled[:4]))
+    assert stepvar("generate", "c.yaml", "output=other", "prompts=q.jsonl", "batch_size=3") == 0
+    for row in rows(work / "other"):
+        assert pixels(work / "other" / row["file"]) == pixels(work / "out" / row["file"])
+
+
+def test_a_finished_run_loads_no_weights_and_changes_nothing(work: Path) -> None:
+    assert stepvar("generate", "c.yaml") == 0
+    before, manifest = files(work / "out"), (work / "out" / "run.jsonl").read_bytes()
+    again = FakePipeline()
+    assert stepvar("generate", "c.yaml", pipeline=again) == 0
+    assert again.loads == []
+    assert files(work / "out") == before
+    assert (work / "out" / "run.jsonl").read_bytes() == manifest
+
+
+def test_only_what_is_unfinished_is_drawn(work: Path) -> None:
+    assert stepvar("generate", "c.yaml") == 0
+    before = files(work / "out")
+    (work / "out" / "apple_7.png").write_bytes(before["apple_7.png"][:100])
+    manifest = (work / "out" / "run.jsonl").read_bytes()
+    (work / "out" / "run.jsonl").write_bytes(manifest[:-30])
+    again = FakePipeline()
+    assert stepvar("generate", "c.yaml", pipeline=again) == 0
+    assert again.batches == [1, 1]
+    assert files(work / "out") == before
+    assert sorted(row["id"] for row in rows(work / "out")) == sorted(
+        {row.get("id", f"{i:05d}") for i, row in enumerate(ROWS, start=1)}
+    )
+
+
+def test_more_images_per_prompt_extend_a_run(work: Path) -> None:
+    assert stepvar("generate", "c.yaml") == 0
+    again = FakePipeline()
+    assert stepvar("generate", "c.yaml", "images_per_prompt=2", pipeline=again) == 0
+    assert sum(again.batches) == 5
+    assert (work / "out" / "apple_8.png").exists()
+
+
+def test_previews_show_every_scale(work: Path) -> None:
+    assert stepvar("generate", "c.yaml", "preview=true") == 0
+    previews = sorted((work / "out").glob("*.preview.png"))
+    assert len(previews) == len(ROWS)
+    with Image.open(previews[0]) as image:
+        assert image.size == (3 * 260 + 4, 264)
+    contents = {pixels(preview) for preview in previews}
+    assert len(contents) == len(ROWS)
+
+
+def test_show_and_replay(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stepvar("generate", "c.yaml", "guidance_scale=[1,2,3,4,5,6,7,8,9,10]") == 0
+    name = f"out/car_{derived_seed(0, 'car')}.png"
+    capsys.readouterr()
+    assert stepvar("show", name) == 0
+    assert "prompt: a blue car\n" in capsys.readouterr().out
+    assert stepvar("show", name, "--json") == 0
+    assert json.loads(capsys.readouterr().out)["negative_prompt"] == "wheels"
+    assert stepvar("replay", name, "--output", "again.png") == 0
+    assert "identical pixels" in capsys.readouterr().out
+    assert (work / "again.png").read_bytes() == (work / name).read_bytes()
+
+
+def test_replay_tells_a_difference(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stepvar("generate", "c.yaml") == 0
+    image, provenance = read_png(work / "out" / "apple_7.png")
+    image.putpixel((0, 0), tuple(255 - value for value in image.getpixel((0, 0))))
+    write_png(work / "changed.png", image, provenance)
+    assert stepvar("replay", "changed.png", "--json") == 1
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["differing_pixels"] == 1
+
+
+def test_doctor_checks_a_config(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stepvar("doctor", "c.yaml", "--json") == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["config"] == "c.yaml: valid, 5 images"
+    assert report["torch"]
+    assert stepvar("doctor", "c.yaml", "seed=-1") == 2
+
+
+def blocked(work: Path) -> None:
+    (work / "out").write_text("a file")
+
+
+def other_weights(work: Path) -> None:
+    stepvar("generate", "c.yaml")
+    manifest = json.loads((work / "model" / "manifest.json").read_text())
+    manifest["config"]["sampling"]["top_k"] = 1
+    (work / "model" / "manifest.json").write_text(json.dumps(manifest))
+
+
+def other_prompt(work: Path) -> None:
+    stepvar("generate", "c.yaml")
+    (work / "p.jsonl").write_text('{"id": "apple", "prompt": "a green apple", "seed": 7}\n')
+
+
+def no_manifest(work: Path) -> None:
+    (work / "model" / "manifest.json").unlink()
+
+
+def half_manifest(work: Path) -> None:
+    (work / "model" / "manifest.json").write_text('{"format_version": 1')
+
+
+def keep(work: Path) -> None:
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arrange", "words", "told"),
+    [
+        (keep, ["prompts=none.txt"], "prompts: none.txt does not exist"),
+        (lambda w: (w / "e.txt").write_text("\n"), ["prompts=e.txt"], "holds no prompt"),
+        (lambda w: (w / "e.txt").write_bytes(b"a\n\xff"), ["prompts=e.txt"], "e.txt:2: byte 1 is"),
+        (
+            lambda w: (w / "e.jsonl").write_text('{"prompt": "a", "id": "x"}\n' * 2),
+            ["prompts=e.jsonl"],
+            "e.jsonl:2: id 'x' is already used by e.jsonl:1",
+        ),
+        (
+            lambda w: (w / "e.csv").write_text("id,prompt\n../../x,a\n"),
+            ["prompts=e.csv"],
+            "e.csv:2: id '../../x' contains /",
+        ),
+        (keep, ["temprature=1"], "'temprature=1': temprature = 1 is an unknown key; did you mean"),
+        (keep, ["top_p=2"], "'top_p=2': top_p = 2 must be less than or equal to 1"),
+        (keep, ["guidance_scale=[1,2]"], "guidance_scale"),
+        (keep, ["guidance_layers=[-99]"], "guidance_layers"),
+        (keep, ["model=none"], "model: none is not a folder"),
+        (no_manifest, [], "manifest.json"),
+        (half_manifest, [], "manifest.json: not readable"),
+        (blocked, [], "output: out is a file"),
+        (other_weights, [], "model: model holds other weights"),
+        (other_prompt, [], "p.jsonl:1: id 'apple' has another prompt"),
+        (lambda w: stepvar("generate", "c.yaml"), ["top_k=1"], "top_k was null, now 1"),
+        (keep, ["device=cuda:77"], "device = 'cuda:77' is not available"),
+    ],
+)
+def test_each_mistake_is_one_sentence_and_code_2(
+    work: Path, capsys: pytest.CaptureFixture[str], arrange, words: list[str], told: str
+) -> None:
+    arrange(work)
+    capsys.readouterr()
+    pipeline = FakePipeline()
+    assert stepvar("generate", "c.yaml", *words, pipeline=pipeline) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.startswith("stepvar: ")
+    assert len(err.splitlines()) == 1
+    assert pipeline.loads == []
+
+
+def test_a_missing_config_or_image_is_code_2(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stepvar("generate", "none.yaml") == 2
+    assert stepvar("show", "none.png") == 2
+    assert stepvar("replay", "c.yaml") == 2
+    assert stepvar("generate") == 2
+    assert stepvar("convert", "none.pth", "none.pth", "--output", "x") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_our_own_failure_is_code_1_with_a_traceback(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    assert main(["generate", "c.yaml"], broken) == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_full_disk_keeps_what_is_finished(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stepvar("generate", "c.yaml", "output=whole") == 0
+    sync, calls = os.fsync, 0
+
+    def fill_up(handle: int) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 9:
+            raise OSError(28, "No space left on device")
+        sync(handle)
+
+    monkeypatch.setattr("os.fsync", fill_up)
+    assert stepvar("generate", "c.yaml") == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert "the disk is full" in err
+    finished = rows(work / "out")
+    assert f"{len(finished)} finished images" in err
+    assert 0 < len(finished) < len(ROWS)
+    monkeypatch.undo()
+    os.chdir(work)
+    again = FakePipeline()
+    assert stepvar("generate", "c.yaml", pipeline=again) == 0
+    assert sum(again.batches) == len(ROWS) - len(finished)
+    for row in rows(work / "whole"):
+        assert pixels(work / "out" / row["file"]) == pixels(work / "whole" / row["file"])
+
+
+LONG = ["generate", "c.yaml", "preview=true", "images_per_prompt=12"]
+
+
+def start(work: Path, delay_s: float) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, fake_pipeline.__file__, str(delay_s), *LONG],
+        cwd=work,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def wait_for_progress(process: subprocess.Popen[bytes], manifest: Path) -> None:
+    before = manifest.stat().st_size if manifest.exists() else 0
+    while process.poll() is None:
+        if manifest.exists() and manifest.stat().st_size > before:
+            return
+        time.sleep(0.002)
+
+
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(work: Path) -> None:
+    assert stepvar(*LONG) == 0
+    os.rename("out", "whole")
+    dice = random.Random()
+    for kill in range(9):
+        process = start(work, 0.02)
+        if kill % 3:
+            wait_for_progress(process, work / "out" / "run.jsonl")
+            time.sleep(dice.uniform(0, 0.06))
+        else:
+            time.sleep(dice.uniform(0, 2))
+        assert process.poll() is None, "it ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    assert 0 < len(rows(work / "out")) < len(rows(work / "whole"))
+    assert stepvar(*LONG) == 0
+    assert files(work / "out") == files(work / "whole")
+    assert rows(work / "out") == rows(work / "whole")
+
+
+def test_ctrl_c_ends_cleanly(work: Path) -> None:
+    process = start(work, 0.3)
+    manifest = work / "out" / "run.jsonl"
+    while process.poll() is None and not manifest.exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    err = process.communicate()[1].decode()
+    assert process.returncode == 130
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert rows(work / "out")
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    code = (
+        "import sys; from stepvar_patch.cli import main; code = main(['--help']);"
+        "sys.exit(code or 'torch' in sys.modules or 'transformers' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)

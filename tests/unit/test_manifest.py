@@ -1,0 +1,153 @@
+"""Run folders: what counts as finished, and what a second run may not do."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infinity.errors import UserError
+from infinity.io.manifest import ImageRow, RunFolder, file_sha256
+
+CONFIG = {"seed": 1, "guidance_scale": (1.0, 2.0), "temperature": None, "batch_size": 1}
+
+
+def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if name != "batch_size"}
+
+
+def finish(folder: RunFolder, name: str) -> ImageRow:
+    file = folder.path / f"{name}_5.png"
+    file.write_bytes(name.encode())
+    row = ImageRow(
+        id=name,
+        seed=5,
+        prompt=f"ein {name}\u2028",
+        negative_prompt=None,
+        file=file.name,
+        sha256=file_sha256(file),
+        weights="w",
+        ms={"text": 1.0},
+        extra={"k": [1]},
+    )
+    folder.append(row)
+    return row
+
+
+@pytest.fixture
+def two(tmp_path: Path) -> Path:
+    with RunFolder(tmp_path / "run", CONFIG, fixed) as folder:
+        finish(folder, "a")
+        finish(folder, "b")
+    return tmp_path / "run"
+
+
+def finished(path: Path) -> list[str]:
+    with RunFolder(path, CONFIG, fixed) as folder:
+        return [row.id for row in folder.finished.values()]
+
+
+def test_rows_come_back(two: Path) -> None:
+    before = (two / "run.jsonl").read_bytes()
+    assert finished(two) == ["a", "b"]
+    assert (two / "run.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize("cut", [1, 20, 150])
+def test_a_half_written_last_row_is_dropped(two: Path, cut: int) -> None:
+    manifest = two / "run.jsonl"
+    first = manifest.read_bytes().split(b"\n")[0] + b"\n"
+    manifest.write_bytes(manifest.read_bytes()[:-cut])
+    assert finished(two) == ["a"]
+    assert manifest.read_bytes() == first
+
+
+def test_an_altered_or_missing_image_is_not_finished(two: Path) -> None:
+    (two / "a_5.png").write_bytes(b"altered")
+    assert finished(two) == ["b"]
+    (two / "b_5.png").unlink()
+    assert finished(two) == []
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["", "null", "{}", "[1", '{"id": 1}', "\xff", "[" * 99_999],
+    ids=["empty", "null", "object", "cut", "short", "bytes", "deep"],
+)
+def test_a_damaged_row_is_dropped(two: Path, line: str) -> None:
+    manifest = two / "run.jsonl"
+    rows = manifest.read_bytes()
+    manifest.write_bytes(line.encode("latin-1") + b"\n" + rows)
+    assert finished(two) == ["a", "b"]
+    assert manifest.read_bytes() == rows
+
+
+def test_a_row_cannot_point_outside_the_folder(two: Path) -> None:
+    (two.parent / "c_5.png").write_bytes(b"c")
+    row = json.loads((two / "run.jsonl").read_text().split("\n")[0])
+    row |= {"id": "../c", "file": "../c_5.png", "sha256": file_sha256(two.parent / "c_5.png")}
+    with (two / "run.jsonl").open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    assert finished(two) == ["a", "b"]
+
+
+def test_what_a_killed_run_left_behind_is_cleared(two: Path) -> None:
+    (two / ".stepvar-abc.tmp").write_bytes(b"half")
+    finished(two)
+    assert not list(two.glob(".stepvar*"))
+
+
+def test_another_setting_is_refused_by_name(two: Path) -> None:
+    with pytest.raises(UserError, match=r"other settings \(seed was 1, now 2; temperature was nul"):
+        RunFolder(two, {**CONFIG, "seed": 2, "temperature": 1.0}, fixed)
+    RunFolder(two, {**CONFIG, "batch_size": 4}, fixed).__exit__(None, None, None)
+
+
+def test_two_runs_cannot_share_a_folder(two: Path) -> None:
+    with RunFolder(two, CONFIG, fixed), pytest.raises(UserError, match="in use by another run"):
+        RunFolder(two, CONFIG, fixed)
+    assert finished(two) == ["a", "b"]
+
+
+@pytest.mark.parametrize("content", ["other: 1", "[", "3", b"\xff"])
+def test_a_foreign_config_is_refused(tmp_path: Path, content: str | bytes) -> None:
+    data = content.encode() if isinstance(content, str) else content
+    (tmp_path / "config.yaml").write_bytes(data)
+    with pytest.raises(UserError, match=r"config\.yaml"):
+        RunFolder(tmp_path, CONFIG, fixed)
+    assert (tmp_path / "config.yaml").read_bytes() == data
+
+
+def test_a_file_in_the_way_or_a_missing_config_is_told(two: Path) -> None:
+    (two / "x").write_text("")
+    for path in (two / "x", two / "x" / "y"):
+        with pytest.raises(UserError, match="output: "):
+            RunFolder(path, CONFIG, fixed)
+    (two / "config.yaml").unlink()
+    with pytest.raises(UserError, match=r"has a run\.jsonl but no config\.yaml"):
+        RunFolder(two, CONFIG, fixed)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_told(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    with pytest.raises(UserError, match="permission denied"):
+        RunFolder(tmp_path / "run", CONFIG, fixed)
+
+
+def test_a_row_that_does_not_fit_leaves_no_trace(
+    two: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = (two / "run.jsonl").read_bytes()
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with RunFolder(two, CONFIG, fixed) as folder:
+        monkeypatch.setattr("os.fsync", full)
+        with pytest.raises(UserError, match="the disk is full"):
+            finish(folder, "c")
+        assert "c_5.png" not in folder.finished
+    assert (two / "run.jsonl").read_bytes() == before
