@@ -15,7 +15,7 @@ from infinity.config import TransformerConfig
 from infinity.policy import DensePolicy
 from infinity.sampling.bits import sample_bits, truncate
 from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
-from infinity.sampling.noise import GeneratorNoise
+from infinity.sampling.noise import GeneratorNoise, PerImageNoise
 from infinity.schedule import ScaleSchedule, scale_schedule
 from infinity.text.base import TextFeatures
 from infinity.tokenizer.quantizer import next_scale_input, resize, tokens_to_bits
@@ -67,14 +67,6 @@ class RecordedNoise:
 
     def exponential(self, si: int, bits: int) -> Tensor:
         return self.draws[si].view(self.images, bits, 2)
-
-
-class NoNoise:
-    def __init__(self, images: int) -> None:
-        self.images = images
-
-    def exponential(self, si: int, bits: int) -> Tensor:
-        return torch.ones(self.images, bits, 2)
 
 
 def watch_blocks(model: InfinityTransformer) -> list[list[Tensor]]:
@@ -164,28 +156,17 @@ def schedule_of(case: str) -> ScaleSchedule:
     return scale_schedule(float(meta["h_div_w"]), meta["pn"])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("case", ["a", "b"])
-def test_forced_generation_gives_the_teacher_forced_logits(case: str) -> None:
-    expected, model, schedule = (
-        golden(f"{case}_teacher_forced"),
-        load_model(case),
-        schedule_of(case),
-    )
-    assert [(1, *grid) for grid in schedule.grids] == [
-        tuple(g) for g in expected["schedule"].tolist()
-    ]
-    text = model.condition(features(expected))
-    close(model.text_norm(expected["text_kv"]), expected["text_norm_out"], TEXT)
-    close(text.sos, expected["sos"], TEXT)
-    close(text.context, expected["ca_kv"], TEXT)
-
-    patchify = model.config.patchify
-    tokens = expected["gt_bits"].split(list(schedule.tokens_per_scale), dim=1)
+def forced_logits(
+    model: InfinityTransformer, expected: dict[str, Tensor], schedule: ScaleSchedule
+) -> Tensor:
+    """Logits of cached generation when every scale's bits are the recorded ones."""
+    patchify, device = model.config.patchify, model.device
+    text = TextFeatures(expected["text_kv"].to(device), tuple(expected["text_lens"].tolist()))
+    tokens = expected["gt_bits"].to(device).split(list(schedule.tokens_per_scale), dim=1)
     forced = [
         tokens_to_bits(bits, grid, patchify)
         for bits, grid in zip(tokens, schedule.latent_grids(patchify), strict=True)
     ]
-    blocks = watch_blocks(model)
     scales: list[ScaleEnd] = []
     count = len(schedule)
     settings = SamplingSettings(
@@ -197,22 +178,57 @@ def test_forced_generation_gives_the_teacher_forced_logits(case: str) -> None:
     )
     generate_latents(
         model,
-        text,
+        model.condition(text),
         schedule,
         settings,
-        NoNoise(2),
+        PerImageNoise([0, 1], device),
         DensePolicy(),
         images=2,
         forced_bits=forced,
         on_scale_end=scales.append,
     )
-    logits = torch.cat([s.logits.view(2, -1, model.config.token_bits * 2) for s in scales], dim=1)
-    close(logits, expected["logits"], LOGITS)
+    width = model.config.token_bits * 2
+    return torch.cat([s.logits.view(2, -1, width) for s in scales], dim=1).cpu()
+
+
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_forced_generation_gives_the_teacher_forced_logits(case: str) -> None:
+    expected, model = golden(f"{case}_teacher_forced"), load_model(case)
+    schedule = schedule_of(case)
+    recorded_grids = [tuple(g) for g in expected["schedule"].tolist()]
+    assert [(1, *grid) for grid in schedule.grids] == recorded_grids
+    text = model.condition(features(expected))
+    close(model.text_norm(expected["text_kv"]), expected["text_norm_out"], TEXT)
+    close(text.sos, expected["sos"], TEXT)
+    close(text.context, expected["ca_kv"], TEXT)
+    blocks = watch_blocks(model)
+    close(forced_logits(model, expected, schedule), expected["logits"], LOGITS)
     for layer, outputs in enumerate(blocks):
         out = torch.cat(outputs, dim=1)
         wanted = expected[f"block_{layer:02d}_out_first_scales"]
         close(out[:, : wanted.shape[1]], wanted, BLOCK)
     close(torch.cat(blocks[-1], dim=1)[:, -64:], expected["block_last_out_tail64"], BLOCK)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_gpu_fp32_matches_the_original(case: str) -> None:
+    expected = golden(f"{case}_teacher_forced")
+    torch.backends.cuda.matmul.allow_tf32 = False
+    logits = forced_logits(load_model(case).cuda(), expected, schedule_of(case))
+    close(logits, expected["logits"], LOGITS)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", ["a", "b"])
+def test_gpu_bf16_stays_close_to_the_original(case: str) -> None:
+    expected = golden(f"{case}_teacher_forced")
+    model = load_model(case).cuda().set_compute_dtype(torch.bfloat16)
+    logits = forced_logits(model, expected, schedule_of(case))
+    assert (logits - expected["logits"]).norm() / expected["logits"].norm() < 2e-2
+    decided = expected["logits"].unflatten(-1, (-1, 2)).diff(dim=-1)
+    agreement = (logits.unflatten(-1, (-1, 2)).diff(dim=-1).sign() == decided.sign()).float()
+    assert agreement.mean() > 0.98
 
 
 def test_truncation_and_sampling_match_the_original() -> None:
