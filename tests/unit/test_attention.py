@@ -134,7 +134,8 @@ def test_matches_naive_attention(
     error = out.double() - expected
     relative = float(error.norm() / expected.norm())
     assert relative < (5e-3 if device == "cuda" else 1e-6)
-    assert float(error.abs().max()) < (2e-2 if device == "cuda" else 5e-6)
+    allowed = (2e-2 if device == "cuda" else 5e-6) * (1 + expected.abs())
+    assert bool((error.abs() <= allowed).all())
 
 
 lengths = st.lists(st.tuples(st.integers(0, 6), st.integers(1, 9)), min_size=1, max_size=5)

@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from spec_shapes import tokenizer_shapes, transformer_shapes
 
+from infinity.checkpoint.infer import infer_tokenizer, infer_transformer
 from infinity.checkpoint.load import shapes_of_module
-from infinity.config import PRESETS, TokenizerConfig
+from infinity.checkpoint.official import read_transformer
+from infinity.config import PRESETS, TokenizerConfig, TransformerConfig
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.transformer.model import InfinityTransformer
 
-MANIFESTS = Path(__file__).parents[1] / "golden" / "bsq_vae"
+GOLDEN = Path(__file__).parents[1] / "golden"
+MANIFESTS = GOLDEN / "bsq_vae"
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -73,3 +77,26 @@ def test_tokenizer_keys_equal_the_reference_lists(path: Path) -> None:
     listed = {key: tuple(entry["shape"]) for key, entry in manifest["tensors"].items()}
     masks = {key for key in listed if key.endswith("lfq.mask")}
     assert {k: s for k, s in listed.items() if k not in masks} == tokenizer_shapes(config)
+    assert infer_tokenizer(listed, path) == config
+
+
+@pytest.mark.parametrize("name", ["a", "b"])
+def test_reference_state_dicts_have_the_specified_keys(name: str) -> None:
+    path = GOLDEN / "infinity" / f"{name}_state.safetensors"
+    with safe_open(path, framework="pt") as file:
+        settings = json.loads(file.metadata()["config"])
+    patchify = bool(settings["apply_spatial_patchify"])
+    config = TransformerConfig(
+        depth=settings["depth"],
+        width=settings["embed_dim"],
+        heads=settings["num_heads"],
+        block_chunks=settings["block_chunks"],
+        codebook_dim=settings["d"],
+        patchify=patchify,
+        text_width=settings["text_channels"],
+        text_max_tokens=settings["text_maxlen"],
+    )
+    state = read_transformer(path)
+    assert state.shapes == transformer_shapes(config)
+    tokenizer = TokenizerConfig(codebook_dim=settings["d"], patch_size=8 if patchify else 16)
+    assert infer_transformer(state.shapes, path, tokenizer, Path("vae.pth")) == config

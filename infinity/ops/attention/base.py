@@ -4,6 +4,7 @@ Shape legend: b rows, T packed queries, N packed keys, L longest row, H heads, D
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal, Protocol, runtime_checkable
 
 import torch
@@ -20,7 +21,7 @@ class KeyValues:
     Attributes:
         k: padded ``(b, capacity, H, D)``, row ``i`` valid in ``[0, seqused[i])``; or packed
             ``(N, H, D)``, row ``i`` at ``[cu_seqlens[i], cu_seqlens[i + 1])``. Entries outside
-            these ranges are never attended to but must be finite.
+            these ranges are never attended to but must be finite (kernels weigh them with 0).
         v: as ``k``.
         cu_seqlens: packed layout only: int32 row boundaries on the device, starting at 0.
         seqused: padded layout only: int32 valid length of each row on the device.
@@ -43,6 +44,11 @@ class KeyValues:
     @property
     def layout(self) -> Layout:
         return "padded" if self.k.ndim == 4 else "packed"
+
+
+@lru_cache
+def _capability(device: torch.device) -> tuple[int, int] | None:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,7 @@ class AttentionRequest:
         device: torch.device, dtype: torch.dtype, head_dim: int, *, ragged: bool, layout: Layout
     ) -> "AttentionRequest":
         """A request for ``device``, its compute capability filled in."""
-        capability = torch.cuda.get_device_capability(device) if device.type == "cuda" else None
-        return AttentionRequest(device.type, dtype, head_dim, ragged, layout, capability)
+        return AttentionRequest(device.type, dtype, head_dim, ragged, layout, _capability(device))
 
 
 @runtime_checkable
