@@ -186,38 +186,42 @@ class TrainTransformerConfig:
 
     Attributes:
         output_dir: checkpoints, log and sheets go here.
-        resume_from: a checkpoint folder of an earlier run, its raw weights are continued.
+        resume_from: a checkpoint folder of an earlier run.
+        resume: ``continue`` goes on where that run stopped, within the allowances of its phases;
+            ``weights`` runs all phases anew, starting from its raw weights with fresh moments.
         tokenizer_dir: folder with the tokenizer's ``ema`` weights.
         text_encoder_dir: folder of the MiniLM text encoder.
         cache_images: composed images whose latents and text features are held on the device.
         phases: run one after the other; the EMA restarts with each.
         condition_dropout: probability that an image's text is replaced by the unconditional rows.
-        scale_weights: weight of a scale's mean loss: ``side`` ∝ its grid's side, ``tokens`` ∝ its
-            number of tokens (a plain mean), ``reweighted`` is the family's per-token
-            sqrt(L_last / L) rule.
+        scale_weights: ``reweighted`` counts a scale ∝ the side of its grid (the family's per-token
+            sqrt(L_last / L_s) rule); ``uniform`` counts all tokens equally.
+        sheet_prompts: drawn with the averaged weights at the end of a phase and in between.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
     output_dir: str
     resume_from: str | None = None
+    resume: Literal["continue", "weights"] = "continue"
     tokenizer_dir: str
     text_encoder_dir: str = "weights/text_encoder"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: TransformerConfig = PRESETS["embedded"].transformer
-    tokenizer: TokenizerConfig = PRESETS["embedded"].tokenizer
     resolution: Resolution = "0.25M"
     cache_images: Count = 160_000
     phases: Annotated[tuple[PhaseConfig, ...], MinLen(1)]
     self_correction: SelfCorrectionConfig = field(default_factory=SelfCorrectionConfig)
     condition_dropout: Fraction = 0.1
-    scale_weights: Literal["side", "tokens", "reweighted"] = "side"
+    scale_weights: Literal["uniform", "reweighted"] = "reweighted"
     optimizer: OptimizerConfig
     ema_window: Count = 200
     compile: bool = True
     log_every: Count = 50
     sheet_every_seconds: Positive = 600.0
+    sheet_prompts: tuple[str, ...] = ()
+    sheet_guidance: Positive = 4.0
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
 

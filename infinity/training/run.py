@@ -145,10 +145,14 @@ class TrainingRun:
         )
 
     @torch.no_grad()
-    def load(self, folder: Path) -> dict[str, Any]:
+    def load(self, folder: Path, moments: bool = True) -> dict[str, Any]:
         """The index of a checkpoint whose weights (and moments, if stored) are now this run's.
 
         Without moments the learning rate warms up again. The budget is not touched.
+
+        Args:
+            folder: checkpoint folder.
+            moments: continue from the moments too, if they are stored.
 
         Raises:
             UserError: the folder holds no complete checkpoint of this model.
@@ -158,7 +162,7 @@ class TrainingRun:
         for key, value in self.model.named_parameters():
             value.copy_(raw[key])
         self.ema.load(load_tensors(folder, "ema"), index["ema_steps"])
-        if index["state"] == "full":
+        if moments and index["state"] == "full":
             stored = load_tensors(folder, "optimizer")
             load_optimizer_tensors(self.model, self.optimizer, stored)
             self.warm_steps = index["warm_steps"]

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from infinity.training.config import DataConfig
 SEGMENT_BATCHES = 1000
 
 
+@runtime_checkable
 class ImageSource(Protocol):
     """Endless batches of images in [-1, 1] with a caption each; a seed fixes all of them."""
 

@@ -1,11 +1,13 @@
 """A toy image source: coloured squares on a grey ground, named by their colour."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from random import Random
 
 import torch
 from torch import Tensor
 
+from infinity.text.base import TextFeatures
 from infinity.training.source import TrainingData
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
@@ -33,3 +35,23 @@ def squares(side_px: int) -> TrainingData:
 
 def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+class WordEncoder:
+    """Text features that are a fixed random vector per word, plus one for the end."""
+
+    width = 128
+    max_tokens = 8
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(3)
+        self._words = ["a", *COLOURS, "square", "<end>"]
+        self._table = torch.randn(len(self._words), self.width, generator=generator)
+
+    def encode(self, prompts: Sequence[str]) -> TextFeatures:
+        words = [[*prompt.split(), "<end>"] for prompt in prompts]
+        return TextFeatures.stack(
+            [self._table[[self._words.index(w) for w in caption]] for caption in words]
+        )
+
+    encode_batch = encode

@@ -1,0 +1,360 @@
+"""Trains the transformer on precomputed latents, in phases over growing prefixes of the scales.
+
+Source: spec infinity-transformer §11 and embedded-model, "Recommended recipe"; Infinity (arXiv
+2412.04431), sec. 3.
+"""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from infinity.config import ModelConfig, TextEncoderConfig
+from infinity.errors import UserError
+from infinity.pipeline import InfinityPipeline
+from infinity.schedule import scale_schedule
+from infinity.text import TextEncoder, load_text_encoder
+from infinity.tokenizer.quantizer import FlipBits, self_correction
+from infinity.training.budget import Budget
+from infinity.training.checkpoint import read_index
+from infinity.training.config import PhaseConfig, SelfCorrectionConfig, TrainTransformerConfig
+from infinity.training.initialize import decays, initialize
+from infinity.training.latents import LatentCache, build_cache
+from infinity.training.log import TrainingLog
+from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
+from infinity.training.sheet import save_sheet
+from infinity.training.source import TrainingData, load_training_data
+from infinity.training.teacher_forcing import (
+    TransformerObjective,
+    TransformerStep,
+    sequence_plan,
+    training_flops,
+)
+from infinity.training.tokenizer import load_tokenizer
+from infinity.transformer.model import InfinityTransformer
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = "checkpoint"
+SHEET_COLUMNS = 8
+
+
+@dataclass(frozen=True)
+class TransformerResult:
+    """How a transformer run ended.
+
+    Attributes:
+        folder: the checkpoint.
+        steps: steps taken in each phase.
+        loss: weighted loss of the last logged batch, nats per bit.
+    """
+
+    folder: Path
+    steps: tuple[int, ...]
+    loss: float
+
+
+def run_transformer(
+    config: TrainTransformerConfig,
+    data: TrainingData | None = None,
+    text_encoder: TextEncoder | None = None,
+) -> TransformerResult:
+    """Trains a transformer as ``config`` says; leaves checkpoint, log and sheets in its folder.
+
+    Args:
+        config: the run.
+        data: image source; the embedded model's drawings by default.
+        text_encoder: must have ``encode_batch``; the one in ``text_encoder_dir`` by default.
+
+    Raises:
+        UserError: data, tokenizer, text encoder or the checkpoint to resume from is missing or
+            does not fit.
+    """
+    return TransformerTrainer(config, data, text_encoder).run()
+
+
+def flip_bits(
+    config: SelfCorrectionConfig, images: int, scales: int, generator: torch.Generator
+) -> FlipBits:
+    """The corruption of one batch: flip probabilities are drawn here, flips when it is called.
+
+    Args:
+        config: strength and rule.
+        images: in the batch.
+        scales: of the schedule.
+        generator: on the device of the bits.
+    """
+    device = generator.device
+    shape = (images, 1) if config.per == "image" else (1, scales)
+    strength = torch.rand(shape, generator=generator, device=device) * config.strength
+    noisy = torch.rand(shape, generator=generator, device=device) >= config.clean
+    probability = (strength * noisy).expand(images, scales)
+
+    def flip(scale: int, bits: Tensor) -> Tensor:
+        noise = torch.rand(bits.shape, generator=generator, device=device)
+        return bits ^ (noise < probability[:, scale, None, None, None])
+
+    return flip
+
+
+class TransformerTrainer:
+    """Holds model, cache and run; trains one phase after the other.
+
+    Args:
+        config: the run.
+        data: image source; the embedded model's drawings by default.
+        text_encoder: frozen.
+    """
+
+    def __init__(
+        self,
+        config: TrainTransformerConfig,
+        data: TrainingData | None = None,
+        text_encoder: TextEncoder | None = None,
+    ) -> None:
+        self.config = config
+        self.accelerator = start_accelerator(config.seed)
+        self.device = self.accelerator.device
+        self.folder = Path(config.output_dir)
+        self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
+        self.tokenizer = load_tokenizer(config.tokenizer_dir, self.device)
+        self.model_config = ModelConfig(
+            name="training",
+            resolution=config.resolution,
+            transformer=config.model,
+            tokenizer=self.tokenizer.config,
+            text_encoder=TextEncoderConfig(
+                kind="minilm",
+                width=config.model.text_width,
+                max_tokens=config.model.text_max_tokens,
+            ),
+        )
+        self.schedule = scale_schedule(1.0, config.resolution, config.model.rope_reference)
+        self.grids = self.schedule.latent_grids(config.model.patchify)
+        if any(phase.scales > len(self.schedule) for phase in config.phases):
+            raise UserError(
+                f"phases: {max(p.scales for p in config.phases)} scales asked for, resolution "
+                f"{config.resolution} has {len(self.schedule)}."
+            )
+        self.text_encoder = text_encoder or load_text_encoder(
+            self.model_config.text_encoder,
+            Path(config.text_encoder_dir),
+            self.device,
+            torch.float32,
+        )
+        self.data = data or load_training_data(config.data, self.device)
+        self.model = initialize(InfinityTransformer(config.model)).to(self.device)
+        compiled = config.compile and self.device.type == "cuda"
+        if compiled:
+            self.tokenizer.encoder.compile(dynamic=False)
+        self.objective = self.accelerator.prepare_model(TransformerObjective(self.model, compiled))
+        self.cache = self._build_cache()
+
+    def _build_cache(self) -> LatentCache:
+        config, processes = self.config, self.accelerator.num_processes
+        tokenizer = self.tokenizer.to(memory_format=torch.channels_last)
+        cache, times = build_cache(
+            self.data.open(config.seed + 7_919 * self.accelerator.process_index),
+            tokenizer,
+            self.text_encoder,  # type: ignore[arg-type]
+            max(1, config.cache_images // processes),
+            self.grids,
+            self.device,
+        )
+        if cache.text.shape[1] > config.model.text_max_tokens:
+            raise UserError(
+                f"model.text_max_tokens: {config.model.text_max_tokens}; the captions need "
+                f"{cache.text.shape[1]}."
+            )
+        self.log.write(
+            "cache",
+            images=len(cache),
+            image_s=times.image_s,
+            text_s=times.text_s,
+            bit_agreement=times.bit_agreement,
+            text_slots=cache.text.shape[1],
+            parameters=sum(p.numel() for p in self.model.parameters()),
+        )
+        return cache
+
+    def run(self) -> TransformerResult:
+        config = self.config
+        run = TrainingRun(
+            self.model,
+            self.accelerator,
+            config.optimizer,
+            decays,
+            config.ema_window,
+            Budget(1, 1.0),
+        )
+        first, steps, seconds = self._resume(run)
+        taken: list[int] = []
+        loss = float("nan")
+        for number in range(first, len(config.phases)):
+            phase = config.phases[number]
+            resumed = number == first and steps > 0
+            run.budget = Budget(
+                phase.max_steps,
+                phase.max_seconds,
+                steps if resumed else 0,
+                seconds if resumed else 0.0,
+                agreement(self.accelerator),
+            )
+            if not resumed:
+                run.ema.restart()
+            loss = self._train(run, number, phase)
+            taken.append(run.budget.steps)
+            self._save(run, number)
+            self._sheet(run, f"phase-{number}")
+        return TransformerResult(self.folder / CHECKPOINT, tuple(taken), loss)
+
+    def _resume(self, run: TrainingRun) -> tuple[int, int, float]:
+        """First phase to run, and the steps and seconds of it that are already done."""
+        if self.config.resume_from is None:
+            return 0, 0, 0.0
+        folder = Path(self.config.resume_from)
+        if "phase" not in read_index(folder):
+            raise UserError(f"{folder}: this checkpoint holds no transformer run.")
+        keep = self.config.resume == "continue"
+        index = run.load(folder, moments=keep)
+        self.log.write("resumed", steps=index["steps"], phase=index["phase"])
+        return (index["phase"], index["steps"], index["seconds"]) if keep else (0, 0, 0.0)
+
+    def _train(self, run: TrainingRun, number: int, phase: PhaseConfig) -> float:
+        config, budget = self.config, run.budget
+        plan = sequence_plan(
+            self.schedule, phase.scales, config.model, config.scale_weights, self.device
+        )
+        self.model.train()
+        begun = saved = drawn = time.monotonic()
+        logged = (budget.steps, budget.seconds)
+        loss = float("nan")
+        while not budget.spent():
+            batch = self._batch(number, phase, budget.steps)
+            output = self.objective(*batch, plan)
+            run.step(output.loss, budget.progress if phase.decay else 0.0)
+            if not budget.running:
+                synchronize(self.device)
+                self.log.write("first step", phase=number, seconds=time.monotonic() - begun)
+                budget.start()
+                logged = (budget.steps, budget.seconds)
+            elif budget.steps % config.log_every == 0:
+                loss = self._log_step(run, number, phase, output, logged)
+                logged = (budget.steps, budget.now())
+            now = time.monotonic()
+            if now - drawn > config.sheet_every_seconds:
+                budget.pause()
+                self._sheet(run, f"phase-{number}-step-{budget.steps:06d}")
+                budget.start()
+                drawn = time.monotonic()
+            if now - saved > config.checkpoint.every_seconds:
+                budget.pause()
+                self._save(run, number)
+                budget.start()
+                saved = time.monotonic()
+        synchronize(self.device)
+        budget.pause()
+        return loss
+
+    @torch.no_grad()
+    def _batch(self, number: int, phase: PhaseConfig, step: int) -> tuple[Tensor, ...]:
+        """Inputs, labels, text, its valid slots and the images whose text is dropped.
+
+        A pure function of the seed, the process, the phase and the step.
+        """
+        config, size = self.config, phase.batch_size
+        generator = torch.Generator(self.device)
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        generator.manual_seed(((config.seed * 64 + number) * 2**32 + step) * ranks + rank)
+        rows = torch.randint(len(self.cache), (size,), generator=generator, device=self.device)
+        features, text, valid = self.cache.batch(rows)
+        inputs, labels = self_correction(
+            features,
+            self.grids[: phase.scales],
+            flip_bits(config.self_correction, size, phase.scales, generator),
+            patchify=config.model.patchify,
+            gains=self.tokenizer.gains,
+        )
+        chance = torch.rand(size, generator=generator, device=self.device)
+        return inputs, labels, text, valid, chance < config.condition_dropout
+
+    def _log_step(
+        self,
+        run: TrainingRun,
+        number: int,
+        phase: PhaseConfig,
+        output: TransformerStep,
+        since: tuple[int, float],
+    ) -> float:
+        synchronize(self.device)
+        steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]
+        images = steps * phase.batch_size * self.accelerator.num_processes / max(seconds, 1e-9)
+        flops = training_flops(self.config.model, self.schedule, phase.scales)
+        loss = float(output.loss.detach())
+        self.log.write(
+            "step",
+            phase=number,
+            step=run.budget.steps,
+            seconds=run.budget.now(),
+            images_per_s=images,
+            tflops=images * flops / 1e12,
+            loss=loss,
+            scale_losses=output.scale_losses.tolist(),
+            bit_accuracies=output.scale_accuracies.tolist(),
+            learning_rate=run.learning_rate,
+        )
+        return loss
+
+    @torch.no_grad()
+    def _sheet(self, run: TrainingRun, name: str) -> None:
+        """Pictures of the configured prompts with the averaged weights, through the pipeline."""
+        if not self.accelerator.is_main_process or not self.config.sheet_prompts:
+            return
+        images = self._draw_prompts(run, self.config.sheet_prompts)
+        missing = -len(images) % min(SHEET_COLUMNS, len(images))
+        images += [torch.ones_like(images[0])] * missing
+        columns = min(SHEET_COLUMNS, len(images))
+        rows = [torch.stack(images[i : i + columns]) for i in range(0, len(images), columns)]
+        save_sheet([row * 2 - 1 for row in rows], self.folder / "sheets" / f"{name}.png")
+
+    def _draw_prompts(self, run: TrainingRun, prompts: Sequence[str]) -> list[Tensor]:
+        self.model.eval()
+        with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
+            pipeline = InfinityPipeline(
+                config=self.model_config,
+                transformer=self.model,
+                tokenizer=self.tokenizer,
+                text_encoder=self.text_encoder,
+                digest="training",
+                device=self.device,
+                dtype=torch.float32,
+                max_batch_size=8,
+            )
+            images: list[Any] = pipeline(
+                list(prompts),
+                guidance_scale=self.config.sheet_guidance,
+                temperature=[1.0, 1.0, 1.0, *_falling(len(self.schedule) - 3)],
+                seed=list(range(len(prompts))),
+                output_type="pt",
+            ).images
+        self.model.train()
+        return [image.clone() for image in images]
+
+    def _save(self, run: TrainingRun, number: int) -> None:
+        description = {
+            "phase": number,
+            "transformer": asdict(self.config.model),
+            "tokenizer_dir": self.config.tokenizer_dir,
+            "config": asdict(self.config),
+        }
+        run.save(self.folder / CHECKPOINT, self.config.checkpoint, description)
+
+
+def _falling(count: int) -> list[float]:
+    """Temperatures from just below 1 down to nearly greedy."""
+    return [max(0.05, 1 - (i + 1) / count) for i in range(count)]
