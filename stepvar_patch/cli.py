@@ -4,9 +4,6 @@ Exit codes: 0 done, 2 the user's mistake (one sentence on stderr), 130 interrupt
 1 from ``replay`` when the pixels differ. Results go to stdout, everything else to stderr.
 """
 
-import functools
-import json
-import logging
 import os
 import sys
 import traceback
@@ -16,18 +13,20 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.logging import RichHandler
 
 from infinity.errors import UserError
+from stepvar_patch import cli_train
+from stepvar_patch.terminal import (
+    Interrupted,
+    Json,
+    Overrides,
+    configure_logging,
+    say,
+    talk,
+    verb,
+)
 
-Overrides = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the config."),
-]
 Dtype = Literal["float32", "bfloat16"]
-Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
-
 app = typer.Typer(
     name="stepvar",
     help="Draws images with Infinity: dense, or pruned with StepVAR and its rivals.",
@@ -35,24 +34,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-talk = Console(stderr=True, soft_wrap=True)
-
-
-class _Interrupted(Exception):
-    """Ctrl-C inside a verb, under a name that Typer does not turn into an abort."""
-
-
-def _verb(function: Callable[..., None]) -> Callable[..., None]:
-    """Registers a verb of the same name and keeps Ctrl-C for `main`."""
-
-    @functools.wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except KeyboardInterrupt as error:
-            raise _Interrupted from error
-
-    return app.command()(run)
+app.add_typer(cli_train.app, name="train")
 
 
 def _load_pipeline() -> Callable[..., Any]:
@@ -61,11 +43,7 @@ def _load_pipeline() -> Callable[..., Any]:
     return InfinityPipeline.from_pretrained
 
 
-def _say(result: object, text: str, as_json: bool) -> None:
-    sys.stdout.write((json.dumps(result, ensure_ascii=False) if as_json else text) + "\n")
-
-
-@_verb
+@verb(app)
 def generate(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="YAML file, e.g. configs/generate.yaml.")],
@@ -85,10 +63,10 @@ def generate(
         summary = run(settings, progress, load)
     found = f", {summary.resumed} were finished before" if summary.resumed else ""
     text = f"{summary.images} images in {summary.seconds:.1f} s{found}: {summary.output}"
-    _say(asdict(summary), text, as_json)
+    say(asdict(summary), text, as_json)
 
 
-@_verb
+@verb(app)
 def show(
     image: Annotated[Path, typer.Argument(help="PNG made by stepvar.")], as_json: Json = False
 ) -> None:
@@ -99,10 +77,10 @@ def show(
 
     provenance = read_png(image)[1].to_json()
     text = yaml.safe_dump(provenance, sort_keys=False, allow_unicode=True, width=100)
-    _say(provenance, text.rstrip(), as_json)
+    say(provenance, text.rstrip(), as_json)
 
 
-@_verb
+@verb(app)
 def replay(
     context: typer.Context,
     image: Annotated[Path, typer.Argument(help="PNG made by stepvar.")],
@@ -134,12 +112,12 @@ def replay(
         )
     for name, change in result.changed.items():
         talk.print(f"{name}: {change}", highlight=False)
-    _say(asdict(result), text, as_json)
+    say(asdict(result), text, as_json)
     if not result.identical:
         raise typer.Exit(1)
 
 
-@_verb
+@verb(app)
 def convert(
     transformer: Annotated[
         Path, typer.Argument(help="Official .pth or .safetensors, or a folder of shards.")
@@ -166,10 +144,10 @@ def convert(
     config = make(
         transformer, tokenizer, output, name=name, text_encoder=text_encoder, dtype=precision
     )
-    _say(asdict(config), f"{config.name}: {output}", as_json)
+    say(asdict(config), f"{config.name}: {output}", as_json)
 
 
-@_verb
+@verb(app)
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A generate config to check.")] = None,
     overrides: Overrides = None,
@@ -187,7 +165,7 @@ def doctor(
         settings = load_config(GenerateConfig, config, overrides or [])
         report["config"] = f"{config}: valid, {check(settings).images} images"
     width = max(map(len, report))
-    _say(report, "\n".join(f"{key:{width}}  {value}" for key, value in report.items()), as_json)
+    say(report, "\n".join(f"{key:{width}}  {value}" for key, value in report.items()), as_json)
 
 
 def main(
@@ -202,11 +180,7 @@ def main(
     Returns:
         0, 1, 2 or 130.
     """
-    logging.basicConfig(
-        level=logging.WARNING,
-        format="%(message)s",
-        handlers=[RichHandler(console=talk, show_time=False, show_path=False)],
-    )
+    configure_logging()
     try:
         app(args=arguments, obj=load_pipeline, prog_name="stepvar")
     except SystemExit as stop:
@@ -214,7 +188,7 @@ def main(
     except UserError as error:
         sys.stderr.write(f"stepvar: {error}\n")
         return 2
-    except (_Interrupted, KeyboardInterrupt):
+    except (Interrupted, KeyboardInterrupt):
         sys.stderr.write("stepvar: interrupted; the same command goes on where this one stopped\n")
         return 130
     except BrokenPipeError:

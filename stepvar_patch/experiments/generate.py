@@ -161,7 +161,7 @@ def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline)
             )
             maker = _Maker(config, folder, pipeline, checked.dtype)
             every = jobs(config)
-            while batch := list(islice(every, config.batch_size)):
+            while batch := list(islice(every, maker.batch_size)):
                 if made := maker.make(batch):
                     progress.advance(made)
         if config.contact_sheet:
@@ -215,14 +215,17 @@ class _Previews:
     def __init__(self, decode: Callable[[Any], list[Image.Image]]) -> None:
         self._decode = decode
         self._first = 0
+        self.ms = 0.0
         self.images: list[list[Image.Image]] = []
 
     def add(self, end: Any) -> None:
+        start = time.perf_counter()
         if end.scale == 0:
             self._first = len(self.images)
             self.images += [[] for _ in end.latent]
         for offset, image in enumerate(self._decode(end.latent)):
             self.images[self._first + offset].append(image)
+        self.ms += 1000 * (time.perf_counter() - start)
 
 
 class _Maker:
@@ -234,9 +237,9 @@ class _Maker:
         self.config, self.folder, self.pipeline = config, folder, pipeline
         self.settings = settings_of(config, pipeline)
         device = pipeline.device.type
-        self.alone = device == "cpu"
-        if not self.alone:
-            pipeline.max_batch_size = config.batch_size
+        self.batch_size = 1
+        if device != "cpu":
+            self.batch_size = pipeline.max_batch_size = config.batch_size
         self.recorded = {**self.settings, "device": device, "dtype": dtype}
         self.model = {
             "name": pipeline.config.name,
@@ -255,8 +258,6 @@ class _Maker:
         unfinished = {job.file for job in batch} - self.folder.finished.keys()
         if not unfinished:
             return 0
-        if self.alone:
-            batch = [job for job in batch if job.file in unfinished]
         previews = _Previews(self.pipeline.decode)
         try:
             out = self.pipeline(
@@ -272,7 +273,11 @@ class _Maker:
             raise UserError(
                 f"batch_size = {len(batch)} does not fit into the GPU's memory; lower it"
             ) from error
-        ms = {stage: round(total / len(batch), 3) for stage, total in out.timings.items()}
+        stages = dict(out.timings)
+        if self.config.preview:
+            stages["scales"] -= previews.ms
+            stages["preview"] = previews.ms
+        ms = {stage: round(total / len(batch), 3) for stage, total in stages.items()}
         try:
             for index, job in enumerate(batch):
                 if job.file not in unfinished:

@@ -6,7 +6,6 @@ import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -87,18 +86,13 @@ def parse(schema: type[T], values: object) -> T:
     Raises:
         pydantic.ValidationError: a value does not fit; a `ValueError`.
     """
-    return _adapter(schema).validate_json(json.dumps(values), strict=True)
+    return TypeAdapter(schema).validate_json(json.dumps(values), strict=True)
 
 
 def describe(schema: type[Any], values: object, source: str) -> str | None:
     """What is wrong with plain values, as one text, or ``None`` when nothing is."""
     problems = list(_validate(schema, values, source, {}))
     return _report(problems) if problems else None
-
-
-@cache
-def _adapter(schema: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(schema)
 
 
 def _report(problems: Sequence[Problem]) -> str:
@@ -138,7 +132,8 @@ def _parse_override(schema: type[Any], word: str) -> tuple[list[str], Any]:
         nullable = type(None) in get_args(_hints(schema)[path])
         return keys, None if nullable and text == "null" else text
     try:
-        return keys, OmegaConf.to_container(OmegaConf.create(f"- {text}"), resolve=False)[0]
+        parsed: Any = OmegaConf.to_container(OmegaConf.create(f"- {text}"), resolve=False)
+        return keys, parsed[0]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} = {text!r} is not a YAML value") from error
 

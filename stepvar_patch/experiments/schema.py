@@ -61,7 +61,7 @@ class GenerateConfig(ImageSettings):
         output: folder of the run; an interrupted run is resumed there.
         seed: of the run; rows without a seed derive theirs from it and their id.
         images_per_prompt: images with consecutive seeds.
-        batch_size: images drawn at once; on the CPU each is drawn alone, so it changes nothing.
+        batch_size: images drawn at once on a GPU; on the CPU each is drawn alone.
         negative_prompt: for rows that have none.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``None`` takes a GPU if there is one.
         dtype: ``None`` is bfloat16 on a GPU and float32 on the CPU.

@@ -29,8 +29,9 @@ class FakePipeline:
     delay_s: float = 0.0
     loads: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    max_batch_size: int = 1
     config = PRESETS["embedded"]
-    device = torch.device("cpu")
 
     def load(
         self, directory: str, *, device: str, dtype: str, text_encoder: str | None

@@ -1,4 +1,4 @@
-"""The generate, show and replay verbs through the real command line; the pipeline has no weights."""
+"""The generate, show and replay verbs through the real command line, without weights."""
 
 import json
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import fake_pipeline
 import pytest
+import torch
 from fake_pipeline import FakePipeline, write_model_directory
 from PIL import Image
 
@@ -88,6 +89,7 @@ def test_batches_order_and_neighbours_change_no_image(work: Path) -> None:
     random.Random(0).shuffle(shuffled)
     (work / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in shuffled[:4]))
     assert stepvar("generate", "c.yaml", "output=other", "prompts=q.jsonl", "batch_size=3") == 0
+    assert len(rows(work / "other")) == 4
     for row in rows(work / "other"):
         assert pixels(work / "other" / row["file"]) == pixels(work / "out" / row["file"])
 
@@ -115,6 +117,23 @@ def test_only_what_is_unfinished_is_drawn(work: Path) -> None:
     assert sorted(row["id"] for row in rows(work / "out")) == sorted(
         {row.get("id", f"{i:05d}") for i, row in enumerate(ROWS, start=1)}
     )
+
+
+def test_a_gpu_draws_unfinished_images_in_their_old_batch(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "stepvar_patch.experiments.generate.resolve_device"
+    monkeypatch.setattr(where, lambda device, dtype: ("cuda", "bfloat16"))
+    gpu = FakePipeline(device=torch.device("cuda"))
+    assert stepvar("generate", "c.yaml", pipeline=gpu) == 0
+    assert (gpu.batches, gpu.max_batch_size) == ([2, 2, 1], 2)
+    before = files(work / "out")
+    (work / "out" / "apple_7.png").unlink()
+    assert stepvar("generate", "c.yaml", pipeline=gpu) == 0
+    assert gpu.batches == [2, 2, 1, 2]
+    assert files(work / "out") == before
+    assert len(rows(work / "out")) == len(ROWS)
+    assert stepvar("generate", "c.yaml", "batch_size=4", pipeline=gpu) == 2
 
 
 def test_more_images_per_prompt_extend_a_run(work: Path) -> None:

@@ -1,0 +1,55 @@
+"""``stepvar train``: the embedded model's data, tokenizer and transformer."""
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stepvar_patch.terminal import Json, Overrides, configure_logging, say, verb
+
+app = typer.Typer(help="Train a small model: data, then tokenizer, then transformer.")
+
+Config = Annotated[Path, typer.Argument(help="YAML file in configs/train/.")]
+
+
+@verb(app)
+def data(
+    output: Annotated[Path, typer.Option(help="Folder of the pack.")] = Path(".data/embedded"),
+    as_json: Json = False,
+) -> None:
+    """Fetch the drawing packages by name, version and hash, and pack them into one file."""
+    from infinity.training.data.pack import build_pack
+
+    configure_logging(logging.INFO)
+    path = build_pack(output)
+    say({"pack": str(path)}, str(path), as_json)
+
+
+@verb(app)
+def tokenizer(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train the tokenizer; call it again with resume_from to go on."""
+    from infinity.training.config import TrainTokenizerConfig, load_training_config
+    from infinity.training.tokenizer import run_tokenizer
+
+    configure_logging(logging.INFO)
+    _tell(
+        run_tokenizer(load_training_config(config, overrides or [], TrainTokenizerConfig)), as_json
+    )
+
+
+@verb(app)
+def transformer(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
+    """Train the transformer on a trained tokenizer; call it again with resume_from to go on."""
+    from infinity.training.config import TrainTransformerConfig, load_training_config
+    from infinity.training.transformer import run_transformer
+
+    configure_logging(logging.INFO)
+    settings = load_training_config(config, overrides or [], TrainTransformerConfig)
+    _tell(run_transformer(settings), as_json)
+
+
+def _tell(result: Any, as_json: bool) -> None:
+    fields = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(result).items()}
+    say(fields, "\n".join(f"{name}: {value}" for name, value in fields.items()), as_json)

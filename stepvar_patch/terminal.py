@@ -1,0 +1,61 @@
+"""What every verb of the command line shares: where it talks, and how Ctrl-C leaves it."""
+
+import functools
+import json
+import logging
+import sys
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Values that replace those of the config."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+talk = Console(stderr=True, soft_wrap=True)
+
+
+class Interrupted(Exception):
+    """Ctrl-C inside a verb, under a name that Typer does not turn into an abort."""
+
+
+def verb(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that registers a verb under its function's name.
+
+    Args:
+        app: the command or group that the verb belongs to.
+
+    Returns:
+        The decorator; Ctrl-C in the verb raises `Interrupted`.
+    """
+
+    def register(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> None:
+            try:
+                function(*args, **kwargs)
+            except KeyboardInterrupt as error:
+                raise Interrupted from error
+
+        return app.command()(run)
+
+    return register
+
+
+def say(result: object, text: str, as_json: bool) -> None:
+    """Prints a verb's result on stdout, as JSON or as text."""
+    sys.stdout.write((json.dumps(result, ensure_ascii=False) if as_json else text) + "\n")
+
+
+def configure_logging(level: int = logging.WARNING) -> None:
+    """Sends the library's log to stderr."""
+    if not logging.getLogger().handlers:
+        handler = RichHandler(console=talk, show_time=False, show_path=False)
+        logging.basicConfig(format="%(message)s", handlers=[handler])
+    for name in ("infinity", "stepvar_patch"):
+        logging.getLogger(name).setLevel(level)
