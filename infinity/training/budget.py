@@ -21,6 +21,8 @@ class Budget:
         steps: steps used by earlier runs.
         seconds: seconds used by earlier runs.
         agree: this process's seconds → the value that all processes use.
+        deadline: moment of ``time.monotonic()`` after which nothing may run; it shortens the
+            allowance of seconds when the clock starts.
     """
 
     def __init__(
@@ -30,10 +32,11 @@ class Budget:
         steps: int = 0,
         seconds: float = 0.0,
         agree: Callable[[float], float] = float,
+        deadline: float | None = None,
     ) -> None:
         self.max_steps, self.max_seconds = max_steps, max_seconds
         self.steps, self.seconds = steps, seconds
-        self._agree = agree
+        self._agree, self._deadline = agree, deadline
         self._before = seconds
         self._started: float | None = None
 
@@ -42,7 +45,11 @@ class Budget:
         return self._started is not None
 
     def start(self) -> None:
+        """Starts the clock; the learning rate will have fallen by the deadline."""
         self._started = time.monotonic()
+        if self._deadline is not None:
+            left = max(0.0, self._agree(self._deadline - self._started))
+            self.max_seconds = min(self.max_seconds, self._before + left)
 
     def pause(self) -> None:
         """Stops the clock, e.g. while evaluating."""
@@ -64,11 +71,17 @@ class Budget:
     @property
     def progress(self) -> float:
         """Used share of the allowance, by the scarcer of steps and time."""
-        return min(1.0, max(self.steps / self.max_steps, self.seconds / self.max_seconds))
+        by_time = self.seconds / max(self.max_seconds, 1e-9)
+        return min(1.0, max(self.steps / self.max_steps, by_time))
 
     def spent(self, seconds: float | None = None) -> bool:
         """Whether the allowance, or an earlier limit of ``seconds``, is used up."""
         return self.progress >= 1.0 or (seconds is not None and self.seconds >= seconds)
+
+
+def deadline_after(seconds: float | None) -> float | None:
+    """The moment of ``time.monotonic()`` so many seconds from now; None stays None."""
+    return None if seconds is None else time.monotonic() + seconds
 
 
 def learning_rate(config: OptimizerConfig, warm_steps: int, progress: float) -> float:

@@ -110,6 +110,8 @@ class TrainTokenizerConfig:
         prefer_margin_db: held-out PSNR by which another arm must beat the first.
         max_seconds: training time in all of the chosen arm, compilation excluded.
         max_steps: steps in all of the chosen arm.
+        wall_seconds: the run ends about so long after its start, compilation and data included, by
+            shortening ``max_seconds``; None = no such limit. Evaluation and saving come on top.
         prefix_probability: share of images decoded from a prefix of the scales.
         prefix_scales: smallest and largest number of scales in such a prefix.
     """
@@ -127,6 +129,7 @@ class TrainTokenizerConfig:
     prefer_margin_db: NonNegative = 0.3
     max_seconds: Positive
     max_steps: Count
+    wall_seconds: Positive | None = None
     batch_size: Count = 64
     l1_weight: NonNegative = 1.0
     l2_weight: NonNegative = 0.5
@@ -193,6 +196,8 @@ class TrainTransformerConfig:
         text_encoder_dir: folder of the MiniLM text encoder.
         cache_images: composed images whose latents and text features are held on the device.
         phases: run one after the other; the EMA restarts with each.
+        wall_seconds: the run ends about so long after its start, compilation and data included, by
+            shortening the phase it falls in; None = no limit. Evaluation and saving come on top.
         condition_dropout: probability that an image's text is replaced by the unconditional rows.
         scale_weights: ``reweighted`` counts a scale ∝ the side of its grid (the family's per-token
             sqrt(L_last / L_s) rule); ``uniform`` counts all tokens equally.
@@ -212,6 +217,7 @@ class TrainTransformerConfig:
     resolution: Resolution = "0.25M"
     cache_images: Count = 160_000
     phases: Annotated[tuple[PhaseConfig, ...], MinLen(1)]
+    wall_seconds: Positive | None = None
     self_correction: SelfCorrectionConfig = field(default_factory=SelfCorrectionConfig)
     condition_dropout: Fraction = 0.1
     scale_weights: Literal["uniform", "reweighted"] = "reweighted"

@@ -259,11 +259,12 @@ class TransformerObjective(nn.Module):
         text = torch.where(dropped[:, None, None], unconditional, text.float())
         x, sos = self.stream(inputs, text, valid, plan)
         token_losses, token_accuracies = self._bit_losses(self.model, x, sos, labels)
-        scale_losses = plan.scale_mean @ token_losses
+        # Elementwise, as autocast would run a matrix product in bf16.
+        scale_losses = (plan.scale_mean * token_losses).sum(dim=1)
         return TransformerStep(
             (plan.scale_weights * scale_losses).sum(),
             scale_losses.detach(),
-            plan.scale_mean @ token_accuracies,
+            (plan.scale_mean * token_accuracies).sum(dim=1),
         )
 
 

@@ -18,7 +18,7 @@ from infinity.config import TokenizerConfig
 from infinity.errors import UserError
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
-from infinity.training.budget import Budget
+from infinity.training.budget import Budget, deadline_after
 from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
 from infinity.training.log import TrainingLog
@@ -95,6 +95,7 @@ class TokenizerTrainer:
 
     def __init__(self, config: TrainTokenizerConfig, data: TrainingData | None = None) -> None:
         self.config = config
+        self.deadline = deadline_after(config.wall_seconds)
         self.accelerator: Accelerator = start_accelerator(config.seed)
         self.device = self.accelerator.device
         self.folder = Path(config.output_dir)
@@ -148,6 +149,7 @@ class TokenizerTrainer:
             steps,
             seconds,
             agreement(self.accelerator),
+            self.deadline,
         )
         return TrainingRun(
             self.objective,

@@ -20,7 +20,7 @@ from infinity.pipeline import InfinityPipeline
 from infinity.schedule import scale_schedule
 from infinity.text import TextEncoder, load_text_encoder
 from infinity.tokenizer.quantizer import FlipBits, self_correction
-from infinity.training.budget import Budget
+from infinity.training.budget import Budget, deadline_after
 from infinity.training.checkpoint import read_index
 from infinity.training.config import PhaseConfig, SelfCorrectionConfig, TrainTransformerConfig
 from infinity.training.initialize import decays, initialize
@@ -118,6 +118,7 @@ class TransformerTrainer:
         text_encoder: TextEncoder | None = None,
     ) -> None:
         self.config = config
+        self.deadline = deadline_after(config.wall_seconds)
         self.accelerator = start_accelerator(config.seed)
         self.device = self.accelerator.device
         self.folder = Path(config.output_dir)
@@ -204,6 +205,7 @@ class TransformerTrainer:
                 steps if resumed else 0,
                 seconds if resumed else 0.0,
                 agreement(self.accelerator),
+                self.deadline,
             )
             if not resumed:
                 run.ema.restart()

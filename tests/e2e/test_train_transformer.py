@@ -141,7 +141,7 @@ def test_average_follows_the_weights(tmp_path: Path, tokenizer_dir: str) -> None
 
 
 def test_mistakes_are_refused(tmp_path: Path, tokenizer_dir: str) -> None:
-    with pytest.raises(UserError, match="8 scales asked for, resolution 0.06M has 7"):
+    with pytest.raises(UserError, match=r"8 scales asked for, resolution 0\.06M has 7"):
         train(replace(CONFIG, phases=(replace(PHASE, scales=8),)), tmp_path, tokenizer_dir)
     with pytest.raises(UserError, match="no training checkpoint here"):
         train(CONFIG, tmp_path, str(tmp_path))
