@@ -86,7 +86,10 @@ def replay(
     image: Annotated[Path, typer.Argument(help="PNG made by stepvar.")],
     output: Annotated[Path | None, typer.Option(help="Where to write the new image.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="Model directory, if not the one the image names.")
+        str | None, typer.Option(help="Model, if not the one the image names.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None, typer.Option(help="Tokenizer file of an official transformer.")
     ] = None,
     text_encoder: Annotated[
         str | None, typer.Option(help="Text encoder folder, if not the one the image names.")
@@ -99,7 +102,13 @@ def replay(
 
     load = context.obj or _load_pipeline()
     result = draw_again(
-        image, load, model=model, text_encoder=text_encoder, device=device, output=output
+        image,
+        load,
+        model=model,
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        device=device,
+        output=output,
     )
     if result.identical:
         text = f"{image}: identical pixels"

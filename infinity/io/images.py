@@ -30,7 +30,7 @@ class Provenance:
         negative_prompt: the text, or ``None``.
         seed: of this image.
         settings: sampling settings, device type and dtype.
-        model: ``name``, ``digest`` of the weights, and the ``directory`` they were read from.
+        model: ``name``, ``digest`` of the weights, and the ``path`` they were read from.
         versions: of the programs that made it.
         extra: further fields of the prompt row.
     """
@@ -76,7 +76,7 @@ class Provenance:
         for name, kind in kinds.items():
             if name not in value or not isinstance(value[name], kind):
                 raise ValueError(f"field {name!r} is missing or of the wrong kind")
-        for name in ("name", "digest", "directory"):
+        for name in ("name", "digest", "path"):
             if not isinstance(value["model"].get(name), str):
                 raise ValueError(f"field 'model.{name}' is missing or not a text")
         return cls(**{f.name: value[f.name] for f in fields(cls)})

@@ -85,10 +85,17 @@ def jobs(config: GenerateConfig) -> Iterator[ImageJob]:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckedRun:
-    """What is known of a run before weights are read."""
+    """What is known of a run before weights are read.
+
+    Attributes:
+        images: of the run, finished ones included.
+        digest: of the model directory; ``None`` for official files, which are hashed when loaded.
+        device: where it runs.
+        dtype: in which precision.
+    """
 
     images: int
-    digest: str
+    digest: str | None
     device: str
     dtype: str
 
@@ -100,11 +107,11 @@ def check(config: GenerateConfig) -> CheckedRun:
         config: of the run.
 
     Returns:
-        How many images it has, finished ones included, the model's digest, and where it runs.
+        What was found.
 
     Raises:
-        UserError: a mistake in the prompt file, a setting that the model cannot take, no model
-            directory, or a GPU that is not there.
+        UserError: a mistake in the prompt file, a setting that the model cannot take, no model, or
+            a GPU that is not there.
     """
     from infinity.checkpoint import digest, load_model_config
     from infinity.sampling.settings import resolve_settings
@@ -112,10 +119,18 @@ def check(config: GenerateConfig) -> CheckedRun:
 
     device, dtype = resolve_device(config.device, config.dtype)
     images = sum(1 for _ in jobs(config))
-    directory = Path(config.model)
-    if not directory.is_dir():
-        raise UserError(f"model: {directory} is not a folder; give a model directory")
-    model = load_model_config(directory)
+    path = Path(config.model)
+    if config.tokenizer is not None:
+        for name, file in (("model", path), ("tokenizer", Path(config.tokenizer))):
+            if not file.exists():
+                raise UserError(f"{name}: {file} does not exist")
+        return CheckedRun(images=images, digest=None, device=device, dtype=dtype)
+    if not path.is_dir():
+        raise UserError(
+            f"model: {path} is not a folder; give a model directory, or an official transformer "
+            "with its tokenizer=FILE"
+        )
+    model = load_model_config(path)
     resolve_settings(
         model.sampling,
         len(scale_schedule(config.aspect_ratio or 1.0, model.resolution)),
@@ -126,7 +141,7 @@ def check(config: GenerateConfig) -> CheckedRun:
         top_p=config.top_p,
         guidance_layers=config.guidance_layers,
     )
-    return CheckedRun(images=images, digest=digest(directory), device=device, dtype=dtype)
+    return CheckedRun(images=images, digest=digest(path), device=device, dtype=dtype)
 
 
 def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline) -> RunSummary:
@@ -150,15 +165,19 @@ def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline)
     checked = check(config)
     resolved = {**asdict(config), "device": checked.device, "dtype": checked.dtype}
     with RunFolder(Path(config.output), resolved, _fixed_on_resume) as folder:
-        resumed = _count_finished(folder, config, checked.digest)
+        resumed = _count_finished(folder, config)
+        if checked.digest is not None:
+            _check_weights(folder, config, checked.digest)
         progress.start(checked.images, resumed)
         if resumed < checked.images:
             pipeline = load_pipeline(
                 config.model,
+                tokenizer=config.tokenizer,
+                text_encoder=config.text_encoder,
                 device=checked.device,
                 dtype=checked.dtype,
-                text_encoder=config.text_encoder,
             )
+            _check_weights(folder, config, pipeline.digest)
             maker = _Maker(config, folder, pipeline, checked.dtype)
             every = jobs(config)
             while batch := list(islice(every, maker.batch_size)):
@@ -244,7 +263,8 @@ class _Maker:
         self.model = {
             "name": pipeline.config.name,
             "digest": pipeline.digest,
-            "directory": os.path.normpath(config.model),
+            "path": os.path.normpath(config.model),
+            **({"tokenizer": config.tokenizer} if config.tokenizer else {}),
             **({"text_encoder": config.text_encoder} if config.text_encoder else {}),
         }
         self.versions = versions()
@@ -337,8 +357,17 @@ def _fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
     return fixed
 
 
-def _count_finished(folder: RunFolder, config: GenerateConfig, digest: str) -> int:
-    """How many jobs have a finished image, which must be of the same prompt and weights."""
+def _check_weights(folder: RunFolder, config: GenerateConfig, digest: str) -> None:
+    for row in folder.finished.values():
+        if row.weights != digest:
+            raise UserError(
+                f"model: {config.model} holds other weights than those that made "
+                f"{folder.path / row.file}; choose another output folder"
+            )
+
+
+def _count_finished(folder: RunFolder, config: GenerateConfig) -> int:
+    """How many jobs have a finished image, which must be of the same prompt."""
     count = 0
     for job in jobs(config):
         row = folder.finished.get(job.file)
@@ -348,11 +377,6 @@ def _count_finished(folder: RunFolder, config: GenerateConfig, digest: str) -> i
             raise UserError(
                 f"{job.row.where}: id {job.row.id!r} has another prompt than its finished image in "
                 f"{folder.path}; choose another output folder or another id"
-            )
-        if row.weights != digest:
-            raise UserError(
-                f"model: {config.model} holds other weights than those that made "
-                f"{folder.path / row.file}; choose another output folder"
             )
         count += 1
     return count

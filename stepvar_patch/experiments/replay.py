@@ -36,6 +36,7 @@ def replay(
     load_pipeline: Callable[..., Any],
     *,
     model: str | None = None,
+    tokenizer: str | None = None,
     text_encoder: str | None = None,
     device: str | None = None,
     output: Path | None = None,
@@ -45,7 +46,8 @@ def replay(
     Args:
         path: PNG made by ``stepvar generate``.
         load_pipeline: reads a model directory.
-        model: directory of the weights; default: the one the image names.
+        model: the weights; default: those the image names.
+        tokenizer: of an official transformer; default: the one the image names.
         text_encoder: its folder; default: the one the image names.
         device: default: the one the image names.
         output: where to write the new image; default: nowhere.
@@ -59,13 +61,19 @@ def replay(
     image, provenance = read_png(path)
     settings, target = _settings(path, provenance)
     used_device, dtype = resolve_device(device or target.device, target.dtype)
-    directory = model or provenance.model["directory"]
-    encoder = text_encoder or provenance.model.get("text_encoder")
-    pipeline = load_pipeline(directory, device=used_device, dtype=dtype, text_encoder=encoder)
-    if pipeline.digest != provenance.model["digest"]:
+    named = provenance.model
+    weights = model or named["path"]
+    pipeline = load_pipeline(
+        weights,
+        tokenizer=tokenizer or (None if model else named.get("tokenizer")),
+        text_encoder=text_encoder or named.get("text_encoder"),
+        device=used_device,
+        dtype=dtype,
+    )
+    if pipeline.digest != named["digest"]:
         raise UserError(
-            f"{path} was made with the weights {provenance.model['digest'][:12]}… but {directory} "
-            f"holds {pipeline.digest[:12]}…; name the right directory with --model"
+            f"{path} was made with the weights {named['digest'][:12]}… but {weights} holds "
+            f"{pipeline.digest[:12]}…; name the right model with --model"
         )
     negative = provenance.negative_prompt
     again = pipeline(

@@ -55,7 +55,8 @@ class GenerateConfig(ImageSettings):
     """One run of ``stepvar generate``.
 
     Attributes:
-        model: model directory.
+        model: model directory; or an official transformer file or folder, used in place.
+        tokenizer: the official tokenizer file that belongs to an official transformer.
         text_encoder: its folder, if it is not the model directory's own.
         prompts: ``.txt``, ``.jsonl`` or ``.csv`` file, or a folder of ``.txt``.
         output: folder of the run; an interrupted run is resumed there.
@@ -70,6 +71,7 @@ class GenerateConfig(ImageSettings):
     """
 
     model: Annotated[str, MinLen(1)]
+    tokenizer: Annotated[str, MinLen(1)] | None = None
     text_encoder: Annotated[str, MinLen(1)] | None = None
     prompts: Annotated[str, MinLen(1)]
     output: Annotated[str, MinLen(1)]
@@ -84,7 +86,10 @@ class GenerateConfig(ImageSettings):
 
 
 FREE_ON_RESUME = frozenset(
-    ["model", "text_encoder", "prompts", "output", "images_per_prompt", "contact_sheet"]
+    [
+        *("model", "tokenizer", "text_encoder", "prompts", "output"),
+        *("images_per_prompt", "contact_sheet"),
+    ]
 )
 """Fields of `GenerateConfig` that may differ when a run is resumed: they change no finished image,
 or, as weights and prompts, are compared by content."""

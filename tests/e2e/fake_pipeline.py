@@ -34,10 +34,16 @@ class FakePipeline:
     config = PRESETS["embedded"]
 
     def load(
-        self, directory: str, *, device: str, dtype: str, text_encoder: str | None
+        self,
+        path: str,
+        *,
+        tokenizer: str | None,
+        text_encoder: str | None,
+        device: str,
+        dtype: str,
     ) -> "FakePipeline":
-        self.loads.append(directory)
-        self.digest = digest(Path(directory))
+        self.loads.append(path)
+        self.digest = digest(Path(path))
         return self
 
     def __call__(

@@ -16,7 +16,7 @@ PROVENANCE = Provenance(
     negative_prompt=None,
     seed=2**53 - 1,
     settings={"guidance_scale": [1.5, 2.0]},
-    model={"name": "embedded", "digest": "0", "directory": "weights"},
+    model={"name": "embedded", "digest": "0", "path": "weights"},
     versions={"torch": "2"},
     extra={"kind": "pet"},
 )
