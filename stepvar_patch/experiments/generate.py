@@ -1,7 +1,6 @@
 """One generation run: prompt rows in, finished images and their manifest out; always resumable."""
 
 import logging
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -263,7 +262,7 @@ class _Maker:
         self.model = {
             "name": pipeline.config.name,
             "digest": pipeline.digest,
-            "path": os.path.normpath(config.model),
+            "path": config.model,
             **({"tokenizer": config.tokenizer} if config.tokenizer else {}),
             **({"text_encoder": config.text_encoder} if config.text_encoder else {}),
         }

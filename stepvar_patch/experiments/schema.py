@@ -1,15 +1,17 @@
 """What a config file may say. Frozen dataclasses are the schema; pydantic holds values to it."""
 
+import os
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import ConfigDict, StringConstraints
+from pydantic import AfterValidator, ConfigDict, StringConstraints
 
 from infinity.io.prompts import MAX_SEED
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
+FilePath = Annotated[str, MinLen(1), AfterValidator(os.path.normpath)]
 Guidance = Annotated[float, Ge(0), Le(100)]
 Temperature = Annotated[float, Gt(0), Le(100)]
 Pixels = Annotated[int, Ge(16), Le(8192)]
@@ -70,11 +72,11 @@ class GenerateConfig(ImageSettings):
         contact_sheet: write ``contact_sheet.png``, thumbnails of the first images.
     """
 
-    model: Annotated[str, MinLen(1)]
-    tokenizer: Annotated[str, MinLen(1)] | None = None
-    text_encoder: Annotated[str, MinLen(1)] | None = None
-    prompts: Annotated[str, MinLen(1)]
-    output: Annotated[str, MinLen(1)]
+    model: FilePath
+    tokenizer: FilePath | None = None
+    text_encoder: FilePath | None = None
+    prompts: FilePath
+    output: FilePath
     seed: Annotated[int, Ge(0), Le(MAX_SEED)] = 0
     images_per_prompt: Annotated[int, Ge(1), Le(10_000)] = 1
     batch_size: Annotated[int, Ge(1), Le(1024)] = 1
