@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from accelerate.utils import set_seed
 from torch import Tensor, nn
 
@@ -26,8 +26,11 @@ Decays = Callable[[str, Tensor], bool]
 
 
 def start_accelerator(seed: int) -> Accelerator:
-    """Accelerator with bf16 autocast on CUDA and fp32 elsewhere, and seeded generators."""
-    cuda = torch.cuda.is_available()
+    """Accelerator with bf16 autocast on CUDA and fp32 elsewhere, and seeded generators.
+
+    ``ACCELERATE_USE_CPU=true`` in the environment keeps it off the GPU.
+    """
+    cuda = PartialState().device.type == "cuda"
     accelerator = Accelerator(mixed_precision="bf16" if cuda else "no")
     set_seed(seed)
     if cuda:

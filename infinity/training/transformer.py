@@ -6,10 +6,8 @@ Source: spec infinity-transformer §11 and embedded-model, "Recommended recipe";
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +25,7 @@ from infinity.training.initialize import decays, initialize
 from infinity.training.latents import LatentCache, build_cache
 from infinity.training.log import TrainingLog
 from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
-from infinity.training.sheet import save_sheet
+from infinity.training.sheet import draw_prompts, save_grid
 from infinity.training.source import TrainingData, load_training_data
 from infinity.training.teacher_forcing import (
     TransformerObjective,
@@ -41,7 +39,6 @@ from infinity.transformer.model import InfinityTransformer
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
-SHEET_COLUMNS = 8
 
 
 @dataclass(frozen=True)
@@ -314,38 +311,24 @@ class TransformerTrainer:
 
     @torch.no_grad()
     def _sheet(self, run: TrainingRun, name: str) -> None:
-        """Pictures of the configured prompts with the averaged weights, through the pipeline."""
+        """Pictures of the configured prompts with the averaged weights."""
         if not self.accelerator.is_main_process or not self.config.sheet_prompts:
             return
-        images = self._draw_prompts(run, self.config.sheet_prompts)
-        missing = -len(images) % min(SHEET_COLUMNS, len(images))
-        images += [torch.ones_like(images[0])] * missing
-        columns = min(SHEET_COLUMNS, len(images))
-        rows = [torch.stack(images[i : i + columns]) for i in range(0, len(images), columns)]
-        save_sheet([row * 2 - 1 for row in rows], self.folder / "sheets" / f"{name}.png")
-
-    def _draw_prompts(self, run: TrainingRun, prompts: Sequence[str]) -> list[Tensor]:
+        pipeline = InfinityPipeline(
+            config=self.model_config,
+            transformer=self.model,
+            tokenizer=self.tokenizer,
+            text_encoder=self.text_encoder,
+            digest="training",
+            device=self.device,
+            dtype=torch.float32,
+            max_batch_size=8,
+        )
         self.model.eval()
         with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
-            pipeline = InfinityPipeline(
-                config=self.model_config,
-                transformer=self.model,
-                tokenizer=self.tokenizer,
-                text_encoder=self.text_encoder,
-                digest="training",
-                device=self.device,
-                dtype=torch.float32,
-                max_batch_size=8,
-            )
-            images: list[Any] = pipeline(
-                list(prompts),
-                guidance_scale=self.config.sheet_guidance,
-                temperature=[1.0, 1.0, 1.0, *_falling(len(self.schedule) - 3)],
-                seed=list(range(len(prompts))),
-                output_type="pt",
-            ).images
+            images = draw_prompts(pipeline, self.config.sheet_prompts, self.config.sheet_guidance)
         self.model.train()
-        return [image.clone() for image in images]
+        save_grid(images, self.folder / "sheets" / f"{name}.png")
 
     def _save(self, run: TrainingRun, number: int) -> None:
         description = {
@@ -355,8 +338,3 @@ class TransformerTrainer:
             "config": asdict(self.config),
         }
         run.save(self.folder / CHECKPOINT, self.config.checkpoint, description)
-
-
-def _falling(count: int) -> list[float]:
-    """Temperatures from just below 1 down to nearly greedy."""
-    return [max(0.05, 1 - (i + 1) / count) for i in range(count)]
