@@ -1,0 +1,156 @@
+"""The command line on the real pipeline: a tiny random model, and the one in weights/ if there."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from infinity.checkpoint import save_model_directory
+from infinity.config import (
+    ModelConfig,
+    SamplingDefaults,
+    TextEncoderConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
+from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.transformer.model import InfinityTransformer
+from stepvar_patch.cli import main
+
+REPOSITORY = Path(__file__).parents[2]
+CONFIG = ModelConfig(
+    name="tiny",
+    resolution="0.06M",
+    transformer=TransformerConfig(
+        depth=2,
+        width=96,
+        heads=2,
+        block_chunks=1,
+        codebook_dim=6,
+        text_width=384,
+        text_max_tokens=64,
+    ),
+    tokenizer=TokenizerConfig(
+        codebook_dim=6, patch_size=2, channels=32, channel_multipliers=(1, 1), res_blocks=1
+    ),
+    text_encoder=TextEncoderConfig(kind="minilm", width=384, max_tokens=64),
+    sampling=SamplingDefaults(guidance_scale=2.0, temperature=1.0),
+)
+needs_weights = pytest.mark.skipif(
+    not (REPOSITORY / "weights" / "manifest.json").exists(),
+    reason="weights/ holds no trained model yet",
+)
+
+
+@pytest.fixture
+def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    torch.manual_seed(0)
+    transformer, tokenizer = InfinityTransformer(CONFIG.transformer), BSQTokenizer(CONFIG.tokenizer)
+    for parameter in (*transformer.parameters(), *tokenizer.parameters()):
+        torch.nn.init.normal_(parameter, std=0.15)
+    save_model_directory(
+        tmp_path / "model",
+        CONFIG,
+        transformer.state_dict(),
+        tokenizer.state_dict(),
+        text_encoder_dir=REPOSITORY / "weights" / "text_encoder",
+    )
+    torch.save(transformer.state_dict(), tmp_path / "transformer.pth")
+    (tmp_path / "p.txt").write_text("a red apple\na blue car\nthree cats\n")
+    (tmp_path / "c.yaml").write_text("model: model\nprompts: p.txt\noutput: out\ndevice: cpu\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def images(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*.png")}
+
+
+def test_generate_resume_and_replay(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["generate", "c.yaml", "preview=true"]) == 0
+    whole = images(work / "out")
+    assert len(whole) == 7
+    pictures = [name for name in whole if name.startswith("0000") and "preview" not in name]
+    with Image.open(work / "out" / pictures[0]) as image:
+        assert image.size == (32, 32)
+    (work / "out" / pictures[1]).unlink()
+    assert main(["generate", "c.yaml", "preview=true", "batch_size=3"]) == 0
+    assert images(work / "out") == whole
+    row = json.loads((work / "out" / "run.jsonl").read_text().splitlines()[-1])
+    assert row["file"] == pictures[1]
+    assert {"text", "scales", "decode", "preview", "write"} == row["ms"].keys()
+    assert min(row["ms"].values()) >= 0
+    assert main(["replay", f"out/{pictures[2]}"]) == 0
+    assert "identical pixels" in capsys.readouterr().out
+
+
+def damage(work: Path, name: str) -> None:
+    path = work / "model" / name
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def other_tokenizer(work: Path) -> None:
+    config = TokenizerConfig(codebook_dim=8, patch_size=2, channels=32, channel_multipliers=(1, 1))
+    torch.save({"vae": BSQTokenizer(config).state_dict()}, work / "vae.pth")
+
+
+@pytest.mark.parametrize(
+    ("arrange", "words", "told"),
+    [
+        (lambda w: damage(w, "transformer-00001.safetensors"), [], "transformer-00001.safetensors"),
+        (lambda w: damage(w, "tokenizer-00001.safetensors"), [], "tokenizer-00001.safetensors"),
+        (
+            lambda w: (w / "model" / "transformer-00001.safetensors").unlink(),
+            [],
+            "transformer-00001.safetensors: missing",
+        ),
+        (lambda w: None, ["height=33", "width=32"], "height × width is 33 × 32; allowed: 32 × 32"),
+        (
+            lambda w: (w / "vae.pth").write_bytes(b"no weights"),
+            ["model=transformer.pth", "tokenizer=vae.pth"],
+            "vae.pth",
+        ),
+        (other_tokenizer, ["model=transformer.pth", "tokenizer=vae.pth"], "vae.pth"),
+        (lambda w: None, ["model=transformer.pth"], "tokenizer=FILE"),
+    ],
+)
+def test_bad_weights_are_one_sentence_and_code_2(
+    work: Path, capsys: pytest.CaptureFixture[str], arrange, words: list[str], told: str
+) -> None:
+    arrange(work)
+    assert main(["generate", "c.yaml", *words]) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert "Traceback" not in err
+    assert not list((work / "out").glob("*.png"))
+
+
+@pytest.mark.weights
+@needs_weights
+def test_the_embedded_model_draws_the_same_image_in_any_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("a red apple, 3d style\na cactus on a yellow background\n")
+    config = str(REPOSITORY / "configs" / "generate.yaml")
+    words = ["generate", config, "prompts=p.txt", "device=cpu"]
+    assert main([*words, "output=all"]) == 0
+    (tmp_path / "q.jsonl").write_text(
+        '{"id": "00002", "prompt": "a cactus on a yellow background"}'
+    )
+    assert main([*words, "prompts=q.jsonl", "output=one"]) == 0
+    (name,) = (p.name for p in (tmp_path / "one").glob("00002_*.png"))
+    with (
+        Image.open(tmp_path / "all" / name) as first,
+        Image.open(tmp_path / "one" / name) as second,
+    ):
+        assert first.tobytes() == second.tobytes()
+        assert first.size == (256, 256)
+        red, green, blue = first.convert("RGB").getpixel((3, 3))
+        assert min(red, green) > blue + 40, "the background is not yellow"
+    assert main(["replay", f"all/{name}"]) == 0
+    assert "identical pixels" in capsys.readouterr().out
