@@ -3,13 +3,14 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Encoding, Tokenizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from infinity.checkpoint.int8 import expand_state
 from infinity.errors import UserError
@@ -30,7 +31,7 @@ class MiniLMEncoder:
         max_tokens: rows per prompt at most, [CLS] and [SEP] included.
     """
 
-    def __init__(self, bert: nn.Module, tokenizer: Tokenizer, max_tokens: int) -> None:
+    def __init__(self, bert: Any, tokenizer: Tokenizer, max_tokens: int) -> None:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         self._bert = bert
@@ -87,14 +88,14 @@ class MiniLMEncoder:
         alone = len(encodings) == 1
         mask = [[i < len(encoding.ids) for i in range(longest)] for encoding in encodings]
         device = next(self._bert.parameters()).device
-        hidden = self._bert(
+        hidden: Tensor = self._bert(
             input_ids=torch.tensor(ids).to(device, non_blocking=True),
             attention_mask=None if alone else torch.tensor(mask).to(device, non_blocking=True),
         ).last_hidden_state
         return hidden.float()
 
 
-def build_bert(config: dict[str, int | float]) -> nn.Module:
+def build_bert(config: dict[str, Any]) -> Any:
     """A ``BertModel`` without weights, ready for ``load_state_dict(assign=True)``.
 
     Args:
@@ -112,9 +113,9 @@ def build_bert(config: dict[str, int | float]) -> nn.Module:
     return bert
 
 
-def _read_config(path: Path) -> dict:
+def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         valid = isinstance(config["bert"], dict) and isinstance(config["shards"], list)
     except OSError as error:
         raise UserError(

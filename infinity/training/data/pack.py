@@ -14,6 +14,7 @@ import re
 import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from infinity.errors import UserError
 from infinity.training.data.concepts import Concept, normalise_hexcode, read_concepts
@@ -186,5 +187,5 @@ def _xz(rows: list[dict[str, object]] | list[str]) -> bytes:
     return lzma.compress(text.encode(), format=lzma.FORMAT_XZ, filters=filters)
 
 
-def _read_lines(bundle: zipfile.ZipFile, name: str) -> list:
+def _read_lines(bundle: zipfile.ZipFile, name: str) -> list[Any]:
     return [json.loads(line) for line in lzma.decompress(bundle.read(name)).decode().splitlines()]

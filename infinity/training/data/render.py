@@ -57,7 +57,8 @@ def render_pack(pack: Pack, folder: Path, workers: int | None = None) -> NDArray
                 logger.info("Rendered %d of %d drawings in %.0f s", row + 1, count, seconds)
         out.flush()
         partial.replace(path)
-    return np.load(path, mmap_mode="r")
+    images: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return images
 
 
 def render_drawing(drawing: str | bytes) -> NDArray[np.uint8]:
