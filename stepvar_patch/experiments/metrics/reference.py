@@ -1,0 +1,182 @@
+"""What the embedded model's scores compare with, fitted once on rendered training drawings."""
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from random import Random
+
+import torch
+from jaxtyping import Float, UInt8
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from infinity.errors import UserError
+from infinity.text.base import TextEncoder
+from infinity.training.data.captions import COLOURS, is_held_out
+from infinity.training.data.compose import Composer
+from infinity.training.data.pack import Record
+from infinity.training.data.sources import STYLES
+from stepvar_patch.experiments.metrics.frechet import fit_pca, gaussian
+from stepvar_patch.experiments.metrics.icon_features import IconFeatures
+from stepvar_patch.experiments.metrics.ridge import fit_ridge
+
+PENALTY = 300.0
+PRINCIPAL_DIRECTIONS = 64
+REAL_SAMPLES = 2000
+_CHUNK = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Probe and statistics of real drawings.
+
+    Attributes:
+        names: every concept name; row ``i`` of ``name_embeddings`` belongs to ``names[i]``.
+        styles: the style words, in the order of the probe's last columns.
+        name_embeddings: mean token state of each name.
+        feature_mean: of training features, for standardising.
+        feature_std: likewise; at least 1e-3.
+        probe_weight: standardised features to name embedding and style one-hot.
+        probe_bias: likewise.
+        pca_mean: of standardised features of training drawings on white.
+        pca_directions: their leading principal directions.
+        real_mean: of the projected features.
+        real_covariance: likewise.
+        real_features: a sample of standardised features of training drawings on white.
+    """
+
+    names: tuple[str, ...]
+    styles: tuple[str, ...]
+    name_embeddings: Float[Tensor, "c e"]
+    feature_mean: Float[Tensor, " d"]
+    feature_std: Float[Tensor, " d"]
+    probe_weight: Float[Tensor, "d k"]
+    probe_bias: Float[Tensor, " k"]
+    pca_mean: Float[Tensor, " d"]
+    pca_directions: Float[Tensor, "d p"]
+    real_mean: Float[Tensor, " p"]
+    real_covariance: Float[Tensor, "p p"]
+    real_features: Float[Tensor, "m d"]
+
+    def standardise(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+        return (features - self.feature_mean) / self.feature_std
+
+    def to(self, device: torch.device | str) -> "Reference":
+        moved = {f: getattr(self, f).to(device) for f in _tensor_fields()}
+        return Reference(names=self.names, styles=self.styles, **moved)
+
+    def save(self, path: Path) -> None:
+        """Write one safetensors file; names and styles are its metadata."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tensors = {f: getattr(self, f).cpu().contiguous() for f in _tensor_fields()}
+        words = {"names": json.dumps(self.names), "styles": json.dumps(self.styles)}
+        save_file(tensors, path, metadata=words)
+
+    @classmethod
+    def load(cls, path: Path) -> "Reference":
+        """The reference stored by :meth:`save`.
+
+        Raises:
+            UserError: the file is missing or holds something else.
+        """
+        try:
+            with safe_open(path, framework="pt") as file:
+                words = file.metadata() or {}
+                return cls(
+                    names=tuple(json.loads(words["names"])),
+                    styles=tuple(json.loads(words["styles"])),
+                    **{f: file.get_tensor(f) for f in _tensor_fields()},
+                )
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(f"{path}: not a score reference of this version ({error}).") from error
+
+
+def fit(
+    rendered: UInt8[Tensor, "r 256 256 4"],
+    records: Sequence[Record],
+    encoder: TextEncoder,
+    device: torch.device | str,
+    seed: int = 0,
+) -> Reference:
+    """The reference of a data set: every training drawing on white and on one named colour.
+
+    Held-out drawings take no part in it, but their names stay among the candidates.
+
+    Args:
+        rendered: premultiplied RGBA of every record, on any device.
+        records: what is drawn in each row.
+        encoder: gives the names' embeddings.
+        device: where features are computed and the probe is solved.
+        seed: chooses the colours and the sample that is kept.
+
+    Raises:
+        UserError: the packages of the ``eval`` extra are not installed.
+    """
+    rng = Random(seed)
+    rows = [r for r in records if not is_held_out(r.concept, r.style)]
+    rng.shuffle(rows)
+    extract, composer = IconFeatures(device), Composer(rendered, records, seed)
+    white = _features(extract, composer, rows, lambda: "white")
+    named = [name for name in COLOURS if name != "white"]
+    coloured = _features(extract, composer, rows, lambda: rng.choice(named))
+
+    names = tuple(sorted({r.concept for r in records}))
+    embeddings = name_embeddings(names, encoder).to(device)
+    both = torch.cat([white, coloured])
+    mean, std = both.mean(0), both.std(0).clamp_min(1e-3)
+    target = torch.cat([embeddings[_indices(names, rows)], _one_hot(rows).to(device)], dim=1)
+    weight, bias = fit_ridge((both - mean) / std, target.repeat(2, 1), PENALTY)
+    real = (white - mean) / std
+    pca_mean, directions = fit_pca(real, min(PRINCIPAL_DIRECTIONS, len(real) - 1))
+    real_mean, real_covariance = gaussian((real - pca_mean) @ directions)
+    return Reference(
+        names=names,
+        styles=STYLES,
+        name_embeddings=embeddings,
+        feature_mean=mean,
+        feature_std=std,
+        probe_weight=weight,
+        probe_bias=bias,
+        pca_mean=pca_mean,
+        pca_directions=directions,
+        real_mean=real_mean,
+        real_covariance=real_covariance,
+        real_features=real[:REAL_SAMPLES],
+    )
+
+
+def name_embeddings(names: Sequence[str], encoder: TextEncoder) -> Float[Tensor, "c e"]:
+    """Mean token state of each name."""
+    return torch.stack([rows.mean(0) for rows in encoder.encode(names).split()])
+
+
+def to_uint8(images: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"]:
+    """Images in [-1, 1] as sRGB bytes, channels last."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
+
+
+def _features(
+    extract: IconFeatures,
+    composer: Composer,
+    rows: Sequence[Record],
+    background: Callable[[], str],
+) -> Float[Tensor, "n d"]:
+    chunks = (rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK))
+    return torch.cat(
+        [extract(to_uint8(composer.single([r.id for r in c], background()))) for c in chunks]
+    )
+
+
+def _indices(names: Sequence[str], rows: Sequence[Record]) -> list[int]:
+    place = {name: i for i, name in enumerate(names)}
+    return [place[row.concept] for row in rows]
+
+
+def _one_hot(rows: Sequence[Record]) -> Float[Tensor, "n s"]:
+    return torch.eye(len(STYLES))[[STYLES.index(row.style) for row in rows]]
+
+
+def _tensor_fields() -> list[str]:
+    return [f.name for f in fields(Reference) if f.name not in ("names", "styles")]
