@@ -6,10 +6,15 @@ from importlib.metadata import PackageNotFoundError, version
 
 _PACKAGES = ("stepvar", "torch", "transformers", "flash-attn", "xformers", "accelerate")
 
+_HEAD_DIM = 128
+"""Of the released 2B and 8B models; the attention backends are asked about its ragged rows."""
+
 
 def environment() -> dict[str, str]:
     """Name → value of all that decides what runs here and how fast."""
     import torch
+
+    from infinity.ops.attention import AttentionRequest, support_table
 
     report = {
         "python": platform.python_version(),
@@ -22,6 +27,16 @@ def environment() -> dict[str, str]:
             report[f"cuda:{index}"] = f"{device.name}, {device.total_memory >> 20} MiB"
     else:
         report["cuda"] = "no GPU; images are drawn on the CPU"
+    on_gpu = torch.cuda.is_available()
+    request = AttentionRequest.on(
+        torch.device("cuda:0" if on_gpu else "cpu"),
+        torch.bfloat16 if on_gpu else torch.float32,
+        _HEAD_DIM,
+        ragged=True,
+        layout="padded",
+    )
+    for name, reason in support_table(request):
+        report[f"attention {name}"] = "usable" if reason is None else f"not usable: {reason}"
     return report
 
 

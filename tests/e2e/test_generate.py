@@ -181,6 +181,7 @@ def test_doctor_checks_a_config(work: Path, capsys: pytest.CaptureFixture[str]) 
     report = json.loads(capsys.readouterr().out)
     assert report["config"] == "c.yaml: valid, 5 images"
     assert report["torch"]
+    assert report["attention sdpa"] == "usable"
     assert stepvar("doctor", "c.yaml", "seed=-1") == 2
 
 
