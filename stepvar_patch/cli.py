@@ -167,8 +167,8 @@ def doctor(
 
     report = environment()
     if config is not None:
-        from stepvar_patch.experiments.generate import check
         from stepvar_patch.experiments.loading import load_config
+        from stepvar_patch.experiments.plan import check
         from stepvar_patch.experiments.schema import GenerateConfig
 
         settings = load_config(GenerateConfig, config, overrides or [])

@@ -1,9 +1,8 @@
 """One generation run: prompt rows in, finished images and their manifest out; always resumable."""
 
-import logging
 import platform
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from itertools import islice
@@ -14,15 +13,13 @@ from PIL import Image
 
 from infinity.errors import UserError
 from infinity.io.images import Provenance, contact_sheet, strip, write_png
-from infinity.io.manifest import ImageRow, RunFolder, file_sha256, image_name
-from infinity.io.prompts import PromptRow, derived_seed, read_prompts
+from infinity.io.manifest import ImageRow, RunFolder, file_sha256
+from stepvar_patch.experiments.plan import ImageJob, check, jobs
 from stepvar_patch.experiments.schema import FREE_ON_RESUME, GenerateConfig, ImageSettings
 
 CONTACT_SHEET = "contact_sheet.png"
 CONTACT_SHEET_IMAGES = 64
 """The sheet shows at most this many images, the first in prompt order."""
-
-_log = logging.getLogger(__name__)
 
 LoadPipeline = Callable[..., Any]
 """``InfinityPipeline.from_pretrained``, or what a test puts in its place."""
@@ -37,23 +34,6 @@ class Progress(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageJob:
-    """One image to draw."""
-
-    row: PromptRow
-    seed: int
-    negative_prompt: str | None
-
-    @property
-    def name(self) -> str:
-        return image_name(self.row.id, self.seed)
-
-    @property
-    def file(self) -> str:
-        return f"{self.name}.png"
-
-
-@dataclass(frozen=True, kw_only=True)
 class RunSummary:
     """What a run did: images made now, images found finished, and where they are."""
 
@@ -61,86 +41,6 @@ class RunSummary:
     images: int
     resumed: int
     seconds: float
-
-
-def jobs(config: GenerateConfig) -> Iterator[ImageJob]:
-    """The images of a run in prompt order.
-
-    Args:
-        config: of the run.
-
-    Yields:
-        ``images_per_prompt`` jobs for each row; image ``k`` of a row has the row's seed plus ``k``.
-
-    Raises:
-        UserError: a mistake in the prompt file.
-    """
-    for row in read_prompts(Path(config.prompts)):
-        first = derived_seed(config.seed, row.id) if row.seed is None else row.seed
-        negative = config.negative_prompt if row.negative_prompt is None else row.negative_prompt
-        for k in range(config.images_per_prompt):
-            yield ImageJob(row=row, seed=first + k, negative_prompt=negative or None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckedRun:
-    """What is known of a run before weights are read.
-
-    Attributes:
-        images: of the run, finished ones included.
-        digest: of the model directory; ``None`` for official files, which are hashed when loaded.
-        device: where it runs.
-        dtype: in which precision.
-    """
-
-    images: int
-    digest: str | None
-    device: str
-    dtype: str
-
-
-def check(config: GenerateConfig) -> CheckedRun:
-    """Checks all of a run that can be checked without reading weights.
-
-    Args:
-        config: of the run.
-
-    Returns:
-        What was found.
-
-    Raises:
-        UserError: a mistake in the prompt file, a setting that the model cannot take, no model, or
-            a GPU that is not there.
-    """
-    from infinity.checkpoint import digest, load_model_config
-    from infinity.sampling.settings import resolve_settings
-    from infinity.schedule import scale_schedule
-
-    device, dtype = resolve_device(config.device, config.dtype)
-    images = sum(1 for _ in jobs(config))
-    path = Path(config.model)
-    if config.tokenizer is not None:
-        for name, file in (("model", path), ("tokenizer", Path(config.tokenizer))):
-            if not file.exists():
-                raise UserError(f"{name}: {file} does not exist")
-        return CheckedRun(images=images, digest=None, device=device, dtype=dtype)
-    if not path.is_dir():
-        raise UserError(
-            f"model: {path} is not a folder; give a model directory, or an official transformer "
-            "with its tokenizer=FILE"
-        )
-    model = load_model_config(path)
-    resolve_settings(
-        model.sampling,
-        len(scale_schedule(config.aspect_ratio or 1.0, model.resolution)),
-        model.transformer.depth,
-        guidance_scale=config.guidance_scale,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        guidance_layers=config.guidance_layers,
-    )
-    return CheckedRun(images=images, digest=digest(path), device=device, dtype=dtype)
 
 
 def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline) -> RunSummary:
@@ -188,29 +88,6 @@ def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline)
     return RunSummary(
         output=config.output, images=checked.images - resumed, resumed=resumed, seconds=seconds
     )
-
-
-def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
-    """The device and dtype that a run uses when the config leaves them open.
-
-    Args:
-        device: ``cpu``, ``cuda``, ``cuda:N`` or ``None``.
-        dtype: ``float32``, ``bfloat16`` or ``None``.
-
-    Returns:
-        Device and dtype.
-
-    Raises:
-        UserError: a GPU is asked for that is not there.
-    """
-    import torch
-
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if device is None:
-        device = "cuda" if gpus else "cpu"
-    elif device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
-        raise UserError(f"device = {device!r} is not available; this machine shows {gpus} GPUs")
-    return device, dtype or ("float32" if device == "cpu" else "bfloat16")
 
 
 def versions() -> dict[str, str]:

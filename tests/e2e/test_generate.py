@@ -3,60 +3,19 @@
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
-import fake_pipeline
 import pytest
 import torch
-from fake_pipeline import FakePipeline, write_model_directory
+from fake_pipeline import FakePipeline
 from PIL import Image
+from runs import ROWS, files, pixels, rows, stepvar
 
 from infinity.io.images import read_png, write_png
 from infinity.io.prompts import derived_seed
 from stepvar_patch.cli import main
-
-ROWS = [
-    {"id": "apple", "prompt": "a red apple", "seed": 7, "kind": "fruit"},
-    {"id": "car", "prompt": "a blue car", "negative_prompt": "wheels"},
-    {"prompt": "three cats"},
-    {"id": "bär", "prompt": "ein Bär"},
-    {"prompt": "a castle"},
-]
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_model_directory(tmp_path / "model")
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (tmp_path / "c.yaml").write_text(
-        "model: model\nprompts: p.jsonl\noutput: out\nbatch_size: 2\ndevice: cpu\n"
-    )
-    return tmp_path
-
-
-def stepvar(*words: str, pipeline: FakePipeline | None = None) -> int:
-    return main(words, (pipeline or FakePipeline()).load)
-
-
-def rows(folder: Path) -> list[dict]:
-    """The manifest without what may differ between two runs."""
-    lines = (folder / "run.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if k != "ms"} for line in lines]
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """Everything in a run folder but the manifest, whose timings differ."""
-    return {file.name: file.read_bytes() for file in folder.iterdir() if file.name != "run.jsonl"}
-
-
-def pixels(path: Path) -> bytes:
-    with Image.open(path) as image:
-        return image.tobytes()
 
 
 def test_a_run_leaves_named_images_manifest_config_and_sheet(
@@ -122,7 +81,7 @@ def test_only_what_is_unfinished_is_drawn(work: Path) -> None:
 def test_a_gpu_draws_unfinished_images_in_their_old_batch(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = "stepvar_patch.experiments.generate.resolve_device"
+    where = "stepvar_patch.experiments.plan.resolve_device"
     monkeypatch.setattr(where, lambda device, dtype: ("cuda", "bfloat16"))
     gpu = FakePipeline(device=torch.device("cuda"))
     assert stepvar("generate", "c.yaml", pipeline=gpu) == 0
@@ -276,89 +235,6 @@ def test_our_own_failure_is_code_1_with_a_traceback(
 
     assert main(["generate", "c.yaml"], broken) == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
-
-
-def test_a_full_disk_keeps_what_is_finished(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert stepvar("generate", "c.yaml", "output=whole") == 0
-    sync, calls = os.fsync, 0
-
-    def fill_up(handle: int) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > 9:
-            raise OSError(28, "No space left on device")
-        sync(handle)
-
-    monkeypatch.setattr("os.fsync", fill_up)
-    assert stepvar("generate", "c.yaml") == 2
-    err = capsys.readouterr().err.splitlines()[-1]
-    assert "the disk is full" in err
-    finished = rows(work / "out")
-    assert f"{len(finished)} finished images" in err
-    assert 0 < len(finished) < len(ROWS)
-    monkeypatch.undo()
-    os.chdir(work)
-    again = FakePipeline()
-    assert stepvar("generate", "c.yaml", pipeline=again) == 0
-    assert sum(again.batches) == len(ROWS) - len(finished)
-    for row in rows(work / "whole"):
-        assert pixels(work / "out" / row["file"]) == pixels(work / "whole" / row["file"])
-
-
-LONG = ["generate", "c.yaml", "preview=true", "images_per_prompt=12"]
-
-
-def start(work: Path, delay_s: float) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, fake_pipeline.__file__, str(delay_s), *LONG],
-        cwd=work,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def wait_for_progress(process: subprocess.Popen[bytes], manifest: Path) -> None:
-    before = manifest.stat().st_size if manifest.exists() else 0
-    while process.poll() is None:
-        if manifest.exists() and manifest.stat().st_size > before:
-            return
-        time.sleep(0.002)
-
-
-def test_killed_at_random_moments_it_resumes_to_the_same_bytes(work: Path) -> None:
-    assert stepvar(*LONG) == 0
-    os.rename("out", "whole")
-    dice = random.Random()
-    for kill in range(9):
-        process = start(work, 0.02)
-        if kill % 3:
-            wait_for_progress(process, work / "out" / "run.jsonl")
-            time.sleep(dice.uniform(0, 0.06))
-        else:
-            time.sleep(dice.uniform(0, 2))
-        assert process.poll() is None, "it ended before it could be killed"
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-    assert 0 < len(rows(work / "out")) < len(rows(work / "whole"))
-    assert stepvar(*LONG) == 0
-    assert files(work / "out") == files(work / "whole")
-    assert rows(work / "out") == rows(work / "whole")
-
-
-def test_ctrl_c_ends_cleanly(work: Path) -> None:
-    process = start(work, 0.3)
-    manifest = work / "out" / "run.jsonl"
-    while process.poll() is None and not manifest.exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    err = process.communicate()[1].decode()
-    assert process.returncode == 130
-    assert "interrupted" in err
-    assert "Traceback" not in err
-    assert rows(work / "out")
 
 
 def test_help_is_quick_and_needs_no_torch() -> None:
