@@ -50,6 +50,39 @@ def transformer(config: Config, overrides: Overrides = None, as_json: Json = Fal
     _tell(run_transformer(settings), as_json)
 
 
+@verb(app)
+def export(
+    transformer: Annotated[Path, typer.Argument(help="Checkpoint of a transformer run.")],
+    tokenizer: Annotated[Path, typer.Argument(help="Checkpoint of its tokenizer.")],
+    output: Annotated[Path, typer.Argument(help="Model directory to write.")],
+    text_encoder: Annotated[Path, typer.Option(help="Its text encoder.")] = Path(
+        "weights/text_encoder"
+    ),
+    storage: Annotated[str, typer.Option(help="int8 or float16.")] = "int8",
+    weights: Annotated[str, typer.Option(help="ema or raw.")] = "ema",
+    replace: Annotated[bool, typer.Option(help="Replace an existing model directory.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Turn training checkpoints into a model directory."""
+    from infinity.errors import UserError
+    from infinity.training.export import export_model
+
+    if storage not in ("int8", "float16"):
+        raise UserError(f"--storage is {storage!r}; allowed: int8, float16")
+    if weights not in ("ema", "raw"):
+        raise UserError(f"--weights is {weights!r}; allowed: ema, raw")
+    export_model(
+        transformer,
+        tokenizer,
+        text_encoder,
+        output,
+        storage=storage,  # type: ignore[arg-type]
+        weights=weights,  # type: ignore[arg-type]
+        replace_existing=replace,
+    )
+    say({"model": str(output)}, str(output), as_json)
+
+
 def _tell(result: Any, as_json: bool) -> None:
     fields = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(result).items()}
     say(fields, "\n".join(f"{name}: {value}" for name, value in fields.items()), as_json)

@@ -4,24 +4,25 @@ import torch
 from torch import Tensor
 
 SCALE_SUFFIX = "::row_scale"
-"""A stored int8 tensor ``K`` has its fp32 row scales beside it under ``K + SCALE_SUFFIX``."""
+"""A stored int8 tensor ``K`` has its bf16 row scales beside it under ``K + SCALE_SUFFIX``."""
 
 
 def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """int8 codes of ``weight`` and one fp32 scale per row of its first axis; ``codes · scale ≈
+    """int8 codes of ``weight`` and one bf16 scale per row of its first axis; ``codes · scale ≈
     weight``.
 
-    Symmetric absmax rounding: the error of an entry is at most half its row's scale.
+    Symmetric absmax rounding: the error of an entry is at most half its row's scale, as codes are
+    chosen for the scale that is stored.
     """
     rows = weight.detach().float().flatten(1)
-    scale = rows.abs().amax(dim=1).clamp_min(1e-12) / 127
-    codes = (rows / scale[:, None]).round().clamp_(-127, 127).to(torch.int8)
+    scale = (rows.abs().amax(dim=1).clamp_min(1e-12) / 127).bfloat16()
+    codes = (rows / scale.float()[:, None]).round().clamp_(-127, 127).to(torch.int8)
     return codes.view(weight.shape), scale
 
 
 def dequantize_rows(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """Inverse of :func:`quantize_rows`."""
-    return (codes.float().flatten(1) * scale[:, None]).view(codes.shape).to(dtype)
+    return (codes.float().flatten(1) * scale.float()[:, None]).view(codes.shape).to(dtype)
 
 
 def compress_state(state: dict[str, Tensor], min_elements: int = 4096) -> dict[str, Tensor]:

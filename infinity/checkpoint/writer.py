@@ -78,6 +78,7 @@ def save_model_directory(
             for index, shard in enumerate(_shards(state, int8, dtype, max_shard_bytes), start=1):
                 name = f"{component}-{index:05d}.safetensors"
                 save_file(shard, work / name)
+                (work / name).chmod(0o644)
                 owners[name] = component
         if text_encoder_dir is not None:
             owners |= dict.fromkeys(_copy_encoder(text_encoder_dir, work), TEXT_ENCODER)
@@ -157,7 +158,9 @@ def _copy_encoder(source: Path, work: Path) -> list[str]:
         raise UserError(f"{source}: text encoder folder must hold config.json and .safetensors")
     names = []
     for path in sorted(source.iterdir()):
-        if path.is_file() and (path.suffix in _ENCODER_SUFFIXES or path.name == "LICENSE"):
+        if path.is_file() and (
+            path.suffix in _ENCODER_SUFFIXES or path.name in ("LICENSE", "NOTICE")
+        ):
             (work / TEXT_ENCODER).mkdir(exist_ok=True)
             shutil.copyfile(path, work / TEXT_ENCODER / path.name)
             names.append(f"{TEXT_ENCODER}/{path.name}")

