@@ -26,11 +26,12 @@ from infinity.checkpoint import (
 from infinity.checkpoint.directory import MANIFEST
 from infinity.config import ModelConfig, Resolution
 from infinity.errors import UserError
+from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy, PruningPolicy
 from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
 from infinity.sampling.noise import GeneratorNoise, NoiseSource, PerImageNoise
 from infinity.sampling.settings import PerScale, resolve_settings
-from infinity.schedule import TEMPLATES, ScaleSchedule, scale_schedule
+from infinity.schedule import ScaleSchedule
 from infinity.text import TextEncoder, TextFeatures, load_text_encoder
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.transformer.model import InfinityTransformer
@@ -242,40 +243,14 @@ class InfinityPipeline:
         width: int | None = None,
         resolution: Resolution | None = None,
     ) -> ScaleSchedule:
-        """The schedule of a picture shape; square by default.
-
-        Raises:
-            UserError: height and width are not both given, are given beside aspect_ratio, or are no
-                size that a template of this model has; or the ratio is not positive and finite.
-        """
-        if (height is None) != (width is None):
-            raise UserError("height and width must be given together")
-        if height is not None and width is not None and aspect_ratio is not None:
-            raise UserError("give either aspect_ratio or height and width, not both")
-        ratio = aspect_ratio if aspect_ratio is not None else 1.0
-        if height is not None and width is not None:
-            if min(height, width) < 1:
-                raise UserError(f"height × width is {height} × {width}; allowed: positive pixels")
-            ratio = height / width
-        try:
-            found = self._template(ratio, resolution)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-        if height is not None and self.pixel_size(found) != (height, width):
-            sizes = (self.pixel_size(self._template(r, resolution)) for r in TEMPLATES)
-            allowed = ", ".join(f"{h} × {w}" for h, w in sizes)
-            raise UserError(f"height × width is {height} × {width}; allowed: {allowed}")
-        return found
-
-    def _template(self, ratio: float, resolution: Resolution | None) -> ScaleSchedule:
-        return scale_schedule(
-            ratio, resolution or self.config.resolution, self.config.transformer.rope_reference
+        """The schedule of a picture shape; see :func:`infinity.picture.picture_schedule`."""
+        return picture_schedule(
+            self.config,
+            aspect_ratio=aspect_ratio,
+            height=height,
+            width=width,
+            resolution=resolution,
         )
-
-    def pixel_size(self, schedule: ScaleSchedule) -> tuple[int, int]:
-        """``(height, width)`` of a picture drawn on ``schedule``."""
-        h, w = schedule.latent_grids(self.config.transformer.patchify)[-1]
-        return h * self.config.tokenizer.patch_size, w * self.config.tokenizer.patch_size
 
     @torch.inference_mode()
     def decode_tensor(self, latent: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:

@@ -1,7 +1,9 @@
 """Preallocated key/value cache of one layer; rows may hold different numbers of tokens."""
 
+from functools import lru_cache
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from infinity.ops.attention import KeyValues
@@ -25,8 +27,9 @@ class LayerCache:
         device: torch.device,
     ) -> None:
         shape = (rows, capacity, heads, head_dim)
-        self.k = torch.empty(shape, dtype=dtype, device=device)
-        self.v = torch.empty(shape, dtype=dtype, device=device)
+        # Not empty: masked kernels still load entries past a row's length, and NaN · 0 = NaN.
+        self.k = torch.zeros(shape, dtype=dtype, device=device)
+        self.v = torch.zeros(shape, dtype=dtype, device=device)
         self.lengths: tuple[int, ...] = (0,) * rows
 
     @property
@@ -61,7 +64,7 @@ class LayerCache:
             k_all, v_all = self._extend_ragged(k, v, tokens, write, max(lengths))
         if write:
             self.lengths = lengths
-        seqused = torch.tensor(lengths, dtype=torch.int32, device=k.device)
+        seqused = _on_device(lengths, k.device)
         return KeyValues(k_all, v_all, None, seqused, max(lengths), uniform)
 
     def _extend_uniform(
@@ -90,9 +93,15 @@ class LayerCache:
             k_all, v_all = k.new_zeros(shape), v.new_zeros(shape)
             k_all[:, :filled], v_all[:, :filled] = self.k[:, :filled], self.v[:, :filled]
         row_ids = tokens.row_ids()
-        filled_rows = torch.tensor(self.lengths, device=k.device)
+        filled_rows = _on_device(self.lengths, k.device)
         inside = torch.arange(len(k), device=k.device) - tokens.cu_seqlens[:-1].long()[row_ids]
         slots = filled_rows[row_ids] + inside
         k_all[row_ids, slots] = k
         v_all[row_ids, slots] = v
         return k_all, v_all
+
+
+@lru_cache(maxsize=256)
+def _on_device(lengths: tuple[int, ...], device: torch.device) -> Int32[Tensor, " rows"]:
+    """One copy to the device per set of lengths, not one per layer."""
+    return torch.tensor(lengths, dtype=torch.int32, device=device)

@@ -77,8 +77,8 @@ def check(config: GenerateConfig) -> CheckedRun:
             a GPU that is not there.
     """
     from infinity.checkpoint import digest, load_model_config
+    from infinity.picture import picture_schedule
     from infinity.sampling.settings import resolve_settings
-    from infinity.schedule import scale_schedule
 
     device, dtype = resolve_device(config.device, config.dtype)
     images = sum(1 for _ in jobs(config))
@@ -94,9 +94,12 @@ def check(config: GenerateConfig) -> CheckedRun:
             "with its tokenizer=FILE"
         )
     model = load_model_config(path)
+    schedule = picture_schedule(
+        model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
+    )
     resolve_settings(
         model.sampling,
-        len(scale_schedule(config.aspect_ratio or 1.0, model.resolution)),
+        len(schedule),
         model.transformer.depth,
         guidance_scale=config.guidance_scale,
         temperature=config.temperature,
