@@ -58,7 +58,8 @@ class ScaleEnd:
         grid: token grid.
         logits: ``(T, D, 2)`` after temperature and guidance, before truncation, images end to end;
             T counts kept tokens only if the plan restores codes, else all.
-        bits: ``(B, L, D)`` sampled, transformer layout.
+        bits: ``(B, L, D)`` sampled, transformer layout; ``(T, D)`` where the plan restores codes.
+        codes: ``(B, d, Hk, Wk)`` what the bits stand for, dense, on the scale's latent grid.
         latent: ``(B, d, Hv, Wv)`` sum so far, on the final grid.
     """
 
@@ -66,6 +67,7 @@ class ScaleEnd:
     grid: Grid
     logits: Tensor
     bits: Tensor
+    codes: Float[Tensor, "images d hk wk"]
     latent: Float[Tensor, "images d hv wv"]
 
 
@@ -154,7 +156,7 @@ def generate_latents(
         if "codes" in run.events:
             run.after("codes", si, -1, None, latent)
         if on_scale_end is not None:
-            on_scale_end(ScaleEnd(si, grid, logits, bits, latent))
+            on_scale_end(ScaleEnd(si, grid, logits, bits, codes, latent))
         if plan.stop_after:
             break
     return latent

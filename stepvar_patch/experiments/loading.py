@@ -1,34 +1,23 @@
 """YAML files and ``key=value`` words in, validated dataclasses out; all mistakes told at once."""
 
-import difflib
-import json
 import os
 import types
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import TypeAdapter, ValidationError
 
 from infinity.errors import UserError
+from stepvar_patch.experiments.problems import Key, Problem, find_problems, parse, report
 
 T = TypeVar("T")
-Key = str | int
 
-
-@dataclass(frozen=True)
-class Problem:
-    """One mistake: where it was given, and a clause that starts with the field's path."""
-
-    source: str
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.source}: {self.text}"
+FROM_FILE = "from_file"
+"""Metadata key of a field whose mapping may be given as the path of a YAML file that holds it."""
 
 
 def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
@@ -36,7 +25,8 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
 
     ``${key}`` refers to another value and ``${here}`` to the folder of the file. An override is
     ``a.b.3.c=value``: a given value replaces the old one whole, and a number indexes a list. For a
-    field that is a text the value is taken as it stands, for others it is read as YAML.
+    field that is a text the value is taken as it stands, for others it is read as YAML. A field
+    marked ``FROM_FILE`` may name a YAML file, whose values later overrides then change.
 
     Args:
         schema: frozen dataclass that pydantic can validate.
@@ -49,56 +39,34 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
     Raises:
         UserError: the file cannot be read, or any mistake in the file or the overrides.
     """
+    here = os.path.dirname(path) or "."
     tree = _read_yaml(path)
     problems: list[Problem] = []
     origin: dict[tuple[str, ...], str] = {}
-    for word in overrides:
-        source = f"argument '{word}'"
-        try:
-            keys, value = _parse_override(schema, word)
-            _replace(tree, keys, value)
-        except ValueError as error:
-            problems.append(Problem(source, str(error)))
-        else:
-            origin[tuple(keys)] = source
+    included = [field.name for field in fields(schema) if field.metadata.get(FROM_FILE)]
     try:
-        values = _resolve(tree, here=os.path.dirname(path) or ".")
+        for name in included:
+            _include(tree, name, here, origin)
+        for word in overrides:
+            source = f"argument '{word}'"
+            try:
+                keys, value = _parse_override(schema, word)
+                _replace(tree, keys, value)
+            except ValueError as error:
+                problems.append(Problem(source, str(error)))
+            else:
+                origin[tuple(keys)] = source
+            if keys == [name := keys[0]] and name in included:
+                _include(tree, name, here, origin)
+        values = _resolve(tree, here)
     except OmegaConfBaseException as error:
         text = f"{error.full_key}: {str(error).splitlines()[0]}"
         problems.append(Problem(str(path), text))
-        raise UserError(_report(problems)) from error
-    problems += _validate(schema, values, str(path), origin)
+        raise UserError(report(problems)) from error
+    problems += find_problems(schema, values, str(path), origin)
     if problems:
-        raise UserError(_report(problems))
+        raise UserError(report(problems))
     return parse(schema, values)
-
-
-def parse(schema: type[T], values: object) -> T:
-    """A validated config from plain values.
-
-    Args:
-        schema: frozen dataclass that pydantic can validate.
-        values: what YAML or JSON hold.
-
-    Returns:
-        The config.
-
-    Raises:
-        pydantic.ValidationError: a value does not fit; a `ValueError`.
-    """
-    return TypeAdapter(schema).validate_json(json.dumps(values), strict=True)
-
-
-def describe(schema: type[Any], values: object, source: str) -> str | None:
-    """What is wrong with plain values, as one text, or ``None`` when nothing is."""
-    problems = list(_validate(schema, values, source, {}))
-    return _report(problems) if problems else None
-
-
-def _report(problems: Sequence[Problem]) -> str:
-    if len(problems) == 1:
-        return str(problems[0])
-    return "\n  ".join([f"{len(problems)} mistakes in the configuration:", *map(str, problems)])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -112,7 +80,24 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"config: cannot read {path} ({reason})") from error
     if not isinstance(tree, dict):
         raise UserError(f"config: {path} must hold 'key: value' lines")
-    return {str(key): value for key, value in tree.items()}
+    return {str(key): _text_keys(value) for key, value in tree.items()}
+
+
+def _text_keys(value: Any) -> Any:
+    """The value with every key of its mappings as text, as JSON and overrides have them."""
+    if isinstance(value, dict):
+        return {str(key): _text_keys(part) for key, part in value.items()}
+    return [_text_keys(part) for part in value] if isinstance(value, list) else value
+
+
+def _include(
+    tree: dict[str, Any], name: str, here: str, origin: dict[tuple[str, ...], str]
+) -> None:
+    """Puts the content of a YAML file in the place of its path."""
+    if isinstance(tree.get(name), str):
+        path = Path(_resolve(tree, here)[name])
+        tree[name] = _resolve(_read_yaml(path), os.path.dirname(path) or ".")
+        origin[(name,)] = str(path)
 
 
 def _resolve(tree: dict[str, Any], here: str) -> Any:
@@ -133,7 +118,7 @@ def _parse_override(schema: type[Any], word: str) -> tuple[list[str], Any]:
         return keys, None if nullable and text == "null" else text
     try:
         parsed: Any = OmegaConf.to_container(OmegaConf.create(f"- {text}"), resolve=False)
-        return keys, parsed[0]
+        return keys, _text_keys(parsed[0])
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"{path} = {text!r} is not a YAML value") from error
 
@@ -165,71 +150,3 @@ def _replace(tree: Any, keys: Sequence[str], value: object) -> None:
             if isinstance(node, dict) and node.get(key) is None:
                 node[key] = {}
             node = node[index]
-
-
-def _validate(
-    schema: type[Any], values: object, source: str, origin: Mapping[tuple[str, ...], str]
-) -> Iterator[Problem]:
-    try:
-        parse(schema, values)
-    except ValidationError as error:
-        found: dict[tuple[Key, ...], list[tuple[Any, list[str]]]] = {}
-        for detail in error.errors(include_url=False):
-            keys = _real_keys(detail["loc"], values)
-            found.setdefault(keys, []).append((detail["input"], _clause(schema, keys, detail)))
-        for keys, clauses in found.items():
-            if any(len(other) > len(keys) > 0 and other[: len(keys)] == keys for other in found):
-                continue
-            given, path = clauses[0][0], ".".join(map(str, keys))
-            told = " or ".join(dict.fromkeys(clause for _, (clause,) in clauses))
-            missing = "is required" in told or not keys
-            text = f"{path} {told}" if missing else f"{path} = {given!r} {told}"
-            names = tuple(map(str, keys))
-            by = [word for at, word in origin.items() if at[: len(names)] == names[: len(at)]]
-            yield Problem(by[-1] if names and by else source, text.strip())
-
-
-def _real_keys(location: Sequence[Key], values: Any) -> tuple[Key, ...]:
-    """The location without pydantic's names for the branches of a union."""
-    keys: list[Key] = []
-    node = values
-    for position, key in enumerate(location):
-        inside = (isinstance(node, dict) and key in node) or (
-            isinstance(node, list) and isinstance(key, int) and key < len(node)
-        )
-        if inside:
-            node = node[key]
-            keys.append(key)
-        elif position == len(location) - 1 and isinstance(node, dict):
-            keys.append(key)
-    return tuple(keys)
-
-
-def _clause(schema: type[Any], keys: tuple[Key, ...], detail: Any) -> list[str]:
-    if detail["type"] == "missing":
-        return ["is required"]
-    if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
-        valid = _valid_keys(schema, keys[:-1])
-        near = difflib.get_close_matches(str(keys[-1]), valid, n=1, cutoff=0.5)
-        hint = f"did you mean '{near[0]}'?" if near else f"valid are {', '.join(valid)}"
-        return [f"is an unknown key; {hint}"]
-    if detail["type"] == "value_error":
-        return [str(detail["ctx"]["error"])]
-    message = detail["msg"].replace("Input should be", "must be").replace("array", "list")
-    message = message.replace("valid tuple", "list").replace("valid integer", "integer")
-    return [message.replace("a integer", "an integer").replace("a valid ", "a ")]
-
-
-def _valid_keys(schema: type[Any], keys: Sequence[Key]) -> list[str]:
-    levels: list[type[Any]] = [schema]
-    for key in keys:
-        if isinstance(key, str):
-            hints = [_hints(level).get(key) for level in levels]
-            levels = [found for hint in hints for found in _dataclasses_in(hint)]
-    return sorted({f.name for level in levels for f in fields(level)})
-
-
-def _dataclasses_in(hint: Any) -> list[type[Any]]:
-    if isinstance(hint, type) and is_dataclass(hint):
-        return [hint]
-    return [found for part in get_args(hint) for found in _dataclasses_in(part)]

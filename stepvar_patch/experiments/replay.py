@@ -10,8 +10,8 @@ import numpy as np
 from infinity.errors import UserError
 from infinity.io.images import Provenance, read_png, write_png
 from stepvar_patch.experiments.generate import versions
-from stepvar_patch.experiments.loading import describe, parse
 from stepvar_patch.experiments.plan import resolve_device
+from stepvar_patch.experiments.problems import describe, parse
 from stepvar_patch.experiments.schema import ImageSettings, ReplayTarget
 
 
