@@ -6,6 +6,9 @@ from typing import Literal
 Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
 """Pixel-count class of a schedule: 7, 10, 12 or 13 scales (spec: scale schedules)."""
 
+UNKNOWN_KEYS_FORBIDDEN = {"extra": "forbid"}
+"""What pydantic reads off a dataclass when it stands at the door (a plain dict: no import here)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
@@ -15,6 +18,8 @@ class TransformerConfig:
     attention, RoPE mode 2, level embedding before the first block, depth-1 head with adaLN) are
     not options here.
     """
+
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     depth: int
     width: int
@@ -63,6 +68,8 @@ class TokenizerConfig:
     ``scale_gains`` is the number of scales that have a stored code amplitude (an extension of the
     family); 0, the value of every released checkpoint, means unit-norm codes.
     """
+
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     codebook_dim: int
     patch_size: int

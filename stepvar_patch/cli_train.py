@@ -30,23 +30,23 @@ def data(
 @verb(app)
 def tokenizer(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Train the tokenizer; call it again with resume_from to go on."""
-    from infinity.training.config import TrainTokenizerConfig, load_training_config
+    from infinity.training.config import TrainTokenizerConfig
     from infinity.training.tokenizer import run_tokenizer
+    from stepvar_patch.experiments.loading import load_config
 
     configure_logging(logging.INFO)
-    _tell(
-        run_tokenizer(load_training_config(config, overrides or [], TrainTokenizerConfig)), as_json
-    )
+    _tell(run_tokenizer(load_config(TrainTokenizerConfig, config, overrides or [])), as_json)
 
 
 @verb(app)
 def transformer(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Train the transformer on a trained tokenizer; call it again with resume_from to go on."""
-    from infinity.training.config import TrainTransformerConfig, load_training_config
+    from infinity.training.config import TrainTransformerConfig
     from infinity.training.transformer import run_transformer
+    from stepvar_patch.experiments.loading import load_config
 
     configure_logging(logging.INFO)
-    settings = load_training_config(config, overrides or [], TrainTransformerConfig)
+    settings = load_config(TrainTransformerConfig, config, overrides or [])
     _tell(run_transformer(settings), as_json)
 
 

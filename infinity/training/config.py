@@ -2,19 +2,18 @@
 ``configs/train/*.yaml``.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-from pydantic import ConfigDict, TypeAdapter, ValidationError
-from yaml import YAMLError
 
-from infinity.config import PRESETS, Resolution, TokenizerConfig, TransformerConfig
-from infinity.errors import UserError
+from infinity.config import (
+    PRESETS,
+    UNKNOWN_KEYS_FORBIDDEN,
+    Resolution,
+    TokenizerConfig,
+    TransformerConfig,
+)
 
 Positive = Annotated[float, Gt(0)]
 NonNegative = Annotated[float, Ge(0)]
@@ -26,7 +25,7 @@ Count = Annotated[int, Ge(1)]
 class DataConfig:
     """Where the drawings are and how many validation batches are drawn from the held-out pairs."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     pack: str = ".data/embedded/drawings.zip"
     rendered_dir: str = ".data/embedded"
@@ -45,7 +44,7 @@ class OptimizerConfig:
             rate starts to fall.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     learning_rate: Positive
     betas: tuple[Fraction, Fraction]
@@ -67,7 +66,7 @@ class CheckpointConfig:
         every_seconds: time between checkpoints; one is always written at the end.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     state: Literal["full", "half"] = "full"
     shard_mib: Positive = 15.0
@@ -89,7 +88,7 @@ class QuantizerArm:
         scale_drop: probability that a scale other than the last is left out of a step.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     name: str
     gains: bool
@@ -116,7 +115,7 @@ class TrainTokenizerConfig:
         prefix_scales: smallest and largest number of scales in such a prefix.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     output_dir: str
     resume_from: str | None = None
@@ -156,7 +155,7 @@ class PhaseConfig:
         decay: whether the learning rate falls in this phase (else it stays constant).
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     scales: Count
     batch_size: Count
@@ -176,7 +175,7 @@ class SelfCorrectionConfig:
         clean: share of images (or of scales) that are fed back unflipped.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     strength: Annotated[float, Ge(0), Le(0.5)] = 0.2
     per: Literal["scale", "image"] = "image"
@@ -204,7 +203,7 @@ class TrainTransformerConfig:
         sheet_prompts: drawn with the averaged weights at the end of a phase and in between.
     """
 
-    __pydantic_config__ = ConfigDict(extra="forbid")
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
     output_dir: str
     resume_from: str | None = None
@@ -229,43 +228,3 @@ class TrainTransformerConfig:
     sheet_prompts: tuple[str, ...] = ()
     sheet_guidance: Positive = 4.0
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-
-
-T = TypeVar("T")
-
-
-def load_training_config(path: str | Path, overrides: Sequence[str], kind: type[T]) -> T:
-    """The config of class ``kind`` in a YAML file, with ``key.sub=value`` overrides applied.
-
-    Args:
-        path: YAML file.
-        overrides: dotted assignments; list items are addressed as ``phases.0.scales=7``.
-        kind: :class:`TrainTokenizerConfig` or :class:`TrainTransformerConfig`.
-
-    Raises:
-        UserError: unreadable file, malformed override, unknown key or a value out of range; the
-            message lists every problem.
-    """
-    path = Path(path)
-    try:
-        tree = OmegaConf.load(path)
-        for item in overrides:
-            key, separator, value = item.partition("=")
-            if not separator:
-                raise UserError(f"override {item!r} must have the form key=value.")
-            parsed = OmegaConf.create(f"value: {value}").value if value else None
-            OmegaConf.update(tree, key, parsed, merge=False)
-        plain = OmegaConf.to_container(tree, resolve=True)
-    except OSError as error:
-        raise UserError(f"{path}: cannot read the config ({error.strerror}).") from error
-    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a valid config ({' '.join(str(error).split())}).") from error
-    try:
-        return TypeAdapter(kind).validate_python(plain)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(str(part) for part in e['loc']) or 'config'}: {e['msg']}"
-            + ("" if e["type"] == "missing" else f", got {e['input']!r}")
-            for e in error.errors()
-        )
-        raise UserError(f"{path}: {problems}.") from error

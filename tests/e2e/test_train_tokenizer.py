@@ -17,9 +17,9 @@ from infinity.training.config import (
     OptimizerConfig,
     QuantizerArm,
     TrainTokenizerConfig,
-    load_training_config,
 )
 from infinity.training.tokenizer import load_tokenizer, run_tokenizer
+from stepvar_patch.experiments.loading import load_config
 
 UNIT = QuantizerArm(name="unit", gains=False, straight_through="scales", loss_weight=4.0)
 GAINS = QuantizerArm(name="gains", gains=True, straight_through="latent", loss_weight=0.2)
@@ -123,7 +123,7 @@ def test_wrong_image_size_is_refused(tmp_path: Path) -> None:
 
 def test_shipped_config_loads_and_names_mistakes() -> None:
     path = Path(__file__).parents[2] / "configs/train/tokenizer.yaml"
-    config = load_training_config(path, ["batch_size=8", "arms.0.name=x"], TrainTokenizerConfig)
+    config = load_config(TrainTokenizerConfig, path, ["batch_size=8", "arms.0.name=x"])
     assert (config.batch_size, config.arms[0].name) == (8, "x")
-    with pytest.raises(UserError, match=r"batch_size.*batchsize"):
-        load_training_config(path, ["batch_size=0", "batchsize=3"], TrainTokenizerConfig)
+    with pytest.raises(UserError, match=r"(?s)batch_size.*batchsize"):
+        load_config(TrainTokenizerConfig, path, ["batch_size=0", "batchsize=3"])

@@ -19,11 +19,11 @@ from infinity.training.config import (
     SelfCorrectionConfig,
     TrainTokenizerConfig,
     TrainTransformerConfig,
-    load_training_config,
 )
 from infinity.training.tokenizer import run_tokenizer
 from infinity.training.transformer import TransformerResult, run_transformer
 from infinity.transformer.model import InfinityTransformer
+from stepvar_patch.experiments.loading import load_config
 
 PHASE = PhaseConfig(scales=4, batch_size=8, max_seconds=1e6, max_steps=10, decay=False)
 CONFIG = TrainTransformerConfig(
@@ -151,5 +151,5 @@ def test_mistakes_are_refused(tmp_path: Path, tokenizer_dir: str) -> None:
 
 def test_shipped_config_loads() -> None:
     path = Path(__file__).parents[2] / "configs/train/transformer.yaml"
-    config = load_training_config(path, ["phases.0.scales=6"], TrainTransformerConfig)
+    config = load_config(TrainTransformerConfig, path, ["phases.0.scales=6"])
     assert [phase.scales for phase in config.phases] == [6, 10]
