@@ -1,0 +1,81 @@
+"""What runs that follow per-scale rules share: plans, cache bounds, layer ranges."""
+
+from typing import Any
+
+from infinity.errors import UserError
+from infinity.policy import DenseRun, PolicyRequest, Rows, ScalePlan, ScaleView
+from stepvar_patch.rules import ScaleRule, Scales, kept_count, resolve
+
+
+class RuledRun(DenseRun):
+    """Rows, guidance and dropped scales as the rules say; tokens are the subclass's business.
+
+    Attributes:
+        rules: by scale index from the start.
+        pruned: executed scales whose rule keeps less than everything.
+        last: the last executed scale; it ends the picture and caches nothing.
+    """
+
+    def __init__(self, request: PolicyRequest, scales: Scales, *, whole_stack: bool) -> None:
+        """Resolves the rules.
+
+        Args:
+            scales: rules by scale.
+            whole_stack: pruned tokens skip every layer, so that no layer caches them.
+
+        Raises:
+            UserError: the rules do not fit the schedule.
+        """
+        super().__init__(request)
+        tokens = request.schedule.tokens_per_scale
+        self.rules = resolve(scales, request.schedule)
+        self.last = max(si for si in range(len(tokens)) if self.rule(si).run)
+        self.pruned = frozenset(
+            si for si, rule in self.rules.items() if rule.run and self.kept(si) < tokens[si]
+        )
+        self.cached_tokens = tuple(
+            0 if si >= self.last or not self.rule(si).run else self.kept(si) if whole_stack else n
+            for si, n in enumerate(tokens)
+        )
+
+    def rule(self, si: int) -> ScaleRule:
+        return self.rules.get(si, ScaleRule())
+
+    def kept(self, si: int) -> int:
+        """Tokens that the rule of scale ``si`` keeps."""
+        return kept_count(self.rule(si).keep_ratio, self.request.schedule.tokens_per_scale[si])
+
+    def executed_before(self, si: int) -> int | None:
+        """The last executed scale before ``si``, if there is one."""
+        return next((s for s in range(si - 1, -1, -1) if self.rule(s).run), None)
+
+    def rows_at(self, si: int, view: ScaleView) -> Rows:
+        """Guidance rows that run at scale ``si``."""
+        rows = self.rule(si).rows
+        return view.rows if rows == "both" else rows
+
+    def plan(self, si: int, rule: ScaleRule | None = None, **changes: Any) -> ScalePlan:
+        """The plan of a rule (of scale ``si``'s own by default), with ``changes``."""
+        rule = self.rule(si) if rule is None else rule
+        return ScalePlan(
+            run=rule.run,
+            rows=rule.rows,
+            guidance=rule.guidance,
+            stop_after=rule.run and si == self.last,
+            **changes,
+        )
+
+
+def layer_range(fractions: tuple[float, float], layers: int) -> range:
+    """Layers ``[round(start·L), round(end·L))`` of ``L``: fractions serve every depth.
+
+    Raises:
+        UserError: no layer lies in the range.
+    """
+    start, end = (round(fraction * layers) for fraction in fractions)
+    if start >= end:
+        raise UserError(
+            f"layers is {list(fractions)}, which holds no layer of a {layers}-layer model; "
+            "allowed: fractions with start < end, at least one layer apart"
+        )
+    return range(start, end)

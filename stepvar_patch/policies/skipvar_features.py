@@ -1,0 +1,42 @@
+"""What SkipVAR looks at: how far two early pictures still differ, and how fine the newer one is."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+FEATURES = ("edge_change", "high_frequency_share")
+
+
+def preview_features(
+    older: Float[Tensor, "b 3 h w"], newer: Float[Tensor, "b 3 h w"]
+) -> Float[Tensor, "b 2"]:
+    """Per image: mean absolute change of the Sobel magnitude, and the share of Fourier amplitude
+    outside a centred disc of radius ``⌊0.2·min(h, w)⌋`` in the newer picture.
+
+    Args:
+        older: picture of the summed codes before the decision scale, in [−1, 1].
+        newer: picture after it.
+
+    Source: SkipVAR's released program, spec pruning-methods §4.
+    """
+    before, after = ((picture.float().mean(dim=1) + 1) / 2 for picture in (older, newer))
+    edges = (sobel_magnitude(after) - sobel_magnitude(before)).abs().mean(dim=(1, 2))
+    return torch.stack([edges, high_frequency_share(after)], dim=1)
+
+
+def sobel_magnitude(grey: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
+    """Gradient magnitude by 3×3 Sobel filters; the border line is repeated."""
+    smooth, slope = grey.new_tensor([1.0, 2.0, 1.0]), grey.new_tensor([-1.0, 0.0, 1.0])
+    kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]
+    return F.conv2d(F.pad(grey[:, None], (1, 1, 1, 1), mode="replicate"), kernels).norm(dim=1)
+
+
+def high_frequency_share(grey: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
+    """Share in [0, 1] of Fourier amplitude outside the centred disc."""
+    h, w = grey.shape[-2:]
+    amplitude = torch.fft.fftshift(torch.fft.fft2(grey), dim=(-2, -1)).abs()
+    y = torch.arange(h, device=grey.device)[:, None] - h // 2
+    x = torch.arange(w, device=grey.device) - w // 2
+    outside = y.square() + x.square() > int(0.4 * min(h, w) / 2) ** 2
+    return (amplitude * outside).sum(dim=(-2, -1)) / amplitude.sum(dim=(-2, -1)).clamp_min(1e-12)

@@ -1,0 +1,132 @@
+"""SparseVAR: tokens that a late layer hardly changed at the previous scale are left out.
+
+Shape legend: B images, b rows, N positions of a scale, M kept per row, C width.
+"""
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import torch
+from annotated_types import Ge, Lt
+from torch import Tensor
+
+from infinity.errors import UserError
+from infinity.policy import (
+    Branch,
+    Event,
+    PolicyRequest,
+    PolicyRun,
+    ScalePlan,
+    ScaleView,
+)
+from infinity.schedule import Grid
+from infinity.tokens import KeepSet
+from stepvar_patch.policies.ruled import RuledRun
+from stepvar_patch.rules import ScaleRule, Scales
+from stepvar_patch.scores.layer_change import layer_change, resize_scores
+from stepvar_patch.select import top
+from stepvar_patch.upsample import nearest_source, nearest_state
+
+
+@dataclass(frozen=True, kw_only=True)
+class SparseVARPolicy:
+    """Keeps the tokens that one layer changed most at the previous scale, and a lattice of anchors.
+
+    Attributes:
+        scales: rule per scale; the anchors count towards its ``keep_ratio``. No ratio is published;
+            the default is the one of the same speed in this repository.
+        layer: the layer whose change is read, as a fraction of the depth. Published: one that
+            attends to high frequencies, without its number.
+        anchor_stride: every n-th row and column of the grid holds an anchor; 0 = no anchors.
+
+    Source: SparseVAR, spec pruning-methods §3. Ours, where nothing is published: bilinear resize of
+    the change map, conditional rows decide for both, the nearest kept token fills the gaps.
+    """
+
+    kind: Literal["sparsevar"] = "sparsevar"
+    scales: Scales = field(
+        default_factory=lambda: {
+            "-4": ScaleRule(keep_ratio=0.6),
+            "-3": ScaleRule(keep_ratio=0.5),
+            "-2": ScaleRule(keep_ratio=0.5),
+            "-1": ScaleRule(keep_ratio=0.5),
+        }
+    )
+    layer: Annotated[float, Ge(0), Lt(1)] = 0.75
+    anchor_stride: Annotated[int, Ge(0)] = 4
+
+    @property
+    def name(self) -> str:
+        return self.kind
+
+    def start(self, request: PolicyRequest) -> PolicyRun:
+        """A run for one call.
+
+        Raises:
+            UserError: a rule matches no scale, prunes the first executed scale, or keeps fewer
+                tokens than there are anchors.
+        """
+        return SparseVARRun(request, self)
+
+
+class SparseVARRun(RuledRun):
+    """Remembers the change map of the last executed scale."""
+
+    def __init__(self, request: PolicyRequest, policy: SparseVARPolicy) -> None:
+        super().__init__(request, policy.scales, whole_stack=True)
+        self.layer = int(policy.layer * request.layers)
+        self.stride = policy.anchor_stride
+        self.sources = {self.executed_before(si): si for si in self.pruned}
+        self.change: Tensor | None = None
+        self.grid: Grid = request.schedule.grids[0]
+        self.keep: KeepSet | None = None
+        for si in self.pruned:
+            self._check(si)
+
+    def _check(self, si: int) -> None:
+        h, w = self.request.schedule.grids[si]
+        if self.executed_before(si) is None:
+            raise UserError(
+                f"sparsevar: scales prunes scale {si}, before which no scale runs; allowed: scales "
+                "after an executed one, whose change map selects the tokens"
+            )
+        anchors = len(self._anchors((h, w)))
+        if self.kept(si) < anchors:
+            raise UserError(
+                f"sparsevar: scales.{si - len(self.request.schedule)}.keep_ratio is "
+                f"{self.rules[si].keep_ratio}, fewer tokens than the {anchors} anchors of its "
+                f"{h}×{w} grid; allowed: at least {anchors / (h * w):.4g}, or a larger "
+                "anchor_stride"
+            )
+
+    def _anchors(self, grid: Grid) -> list[int]:
+        if not self.stride:
+            return []
+        h, w = grid
+        first = self.stride // 2
+        rows, columns = (range(min(first, side - 1), side, self.stride) for side in (h, w))
+        return [y * w + x for y in rows for x in columns]
+
+    def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
+        self.events = frozenset[Event]({"layer"} if si in self.sources else ())
+        if not self.rule(si).run:
+            return self.plan(si)
+        grid, self.grid, self.keep = self.grid, view.grid, None
+        if si not in self.pruned:
+            return self.plan(si)
+        assert self.change is not None
+        scores = resize_scores(self.change, grid, view.grid)
+        anchors = torch.tensor(self._anchors(view.grid), dtype=torch.long, device=scores.device)
+        scores = scores.index_fill(1, anchors, torch.finfo(scores.dtype).max)
+        self.keep = top(scores, self.kept(si), view.grid)
+        return self.plan(si, keep=self.keep, restore=nearest_state)
+
+    def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
+        """Takes the change map of the images' conditional rows (or of the rows that are left)."""
+        if layer != self.layer:
+            return
+        before, after = (x[: self.request.images] for x in data)
+        change = layer_change(before, after)
+        if self.keep is not None:
+            change = change.gather(1, nearest_source(self.keep, self.grid))
+        self.change = change
