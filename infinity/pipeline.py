@@ -59,7 +59,7 @@ class PipelineOutput:
     latents: Float[Tensor, "images d hv wv"]
 
 
-@dataclass
+@dataclass(eq=False)
 class InfinityPipeline:
     """Text encoder, transformer and tokenizer of one model, ready to draw.
 

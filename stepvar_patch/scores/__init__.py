@@ -1,0 +1,1 @@
+"""What makes a token worth computing: one score per file, ``(rows, N)``, higher = keep."""

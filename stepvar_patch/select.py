@@ -1,0 +1,187 @@
+"""Scores to keep sets: how many tokens of a scale are computed, and which.
+
+A score is ``(rows, N)``, higher = keep. Rules that shape the choice (:func:`min_coverage`,
+:func:`split_quota`) turn scores into scores; :func:`top` and :func:`energy_share` end the chain.
+Nothing here waits for the device except :func:`energy_share`, whose counts depend on the data.
+"""
+
+import logging
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+from torch.nn import functional as F
+
+from infinity.schedule import Grid
+from infinity.tokens import KeepSet
+from stepvar_patch.rules import kept_count
+
+__all__ = [
+    "cells",
+    "energy_share",
+    "kept_count",
+    "lattice",
+    "lattice_score",
+    "min_coverage",
+    "ranks",
+    "split_quota",
+    "top",
+]
+
+logger = logging.getLogger(__name__)
+
+# 1/p and 1/p² of the plastic number p (p³ = p + 1): the most even additive lattice in two
+# dimensions.
+_STEP_X, _STEP_Y = 0.7548776662466927, 0.5698402909980532
+
+
+def lattice_score(grid: Grid, device: torch.device | str = "cpu") -> Float[Tensor, " n"]:
+    """Score whose ``count`` highest positions are spread evenly over the grid, for every count.
+
+    The sets are nested: more tokens add positions and move none. Values lie in (−1, 0] and differ.
+    """
+    h, w = grid
+    y = torch.arange(h, dtype=torch.float64, device=device)[:, None]
+    x = torch.arange(w, dtype=torch.float64, device=device)[None]
+    return -((x * _STEP_X + y * _STEP_Y) % 1.0).flatten()
+
+
+def lattice(grid: Grid, count: int, rows: int = 1, device: torch.device | str = "cpu") -> KeepSet:
+    """``count`` evenly spread positions, the same in every row."""
+    order = lattice_score(grid, device).sort(descending=True, stable=True).indices
+    return KeepSet.of_rows(order[:count].sort().values.expand(rows, count))
+
+
+def top(scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None) -> KeepSet:
+    """The ``count`` highest scores of every row, positions ascending.
+
+    Ties go to the lower position. A row that holds a NaN, or whose scores are all equal, tells
+    nothing about its tokens and gets a uniform lattice on ``grid`` (along the row if there is
+    none); NaNs are logged, once per process.
+    """
+    ranked = _usable(scores, grid).sort(dim=1, descending=True, stable=True).indices
+    return KeepSet.of_rows(ranked[:, :count].sort(dim=1).values)
+
+
+def energy_share(
+    scores: Float[Tensor, "rows n"], share: float, grid: Grid | None = None, multiple: int = 1
+) -> KeepSet:
+    """The fewest highest scores that add up to ``share`` of the row's total: counts differ per row.
+
+    Args:
+        scores: non-negative energies.
+        share: in (0, 1].
+        grid: of the scale; see :func:`top`.
+        multiple: counts are rounded up to a multiple of this (at most N), so that few shapes occur.
+
+    Source: LD-Pruning's rule, spec pruning-methods §6; one device-to-host copy per call.
+    """
+    usable = _usable(scores, grid)
+    n = usable.shape[1]
+    order = usable.sort(dim=1, descending=True, stable=True).indices
+    informative = (scores == usable).all(1, keepdim=True)
+    reached = torch.where(informative, usable, 1.0).double().gather(1, order).cumsum(1)
+    counts = (reached < share * reached[:, -1:] * (1 - 1e-12)).sum(1) + 1
+    counts = ((counts + multiple - 1) // multiple * multiple).clamp(max=n)
+    places = torch.arange(n, device=order.device).expand_as(order)
+    kept = torch.empty_like(order).scatter_(1, order, places) < counts[:, None]
+    return KeepSet(kept.nonzero()[:, 1], tuple(counts.tolist()))
+
+
+def min_coverage(scores: Float[Tensor, "rows n"], grid: Grid, cell: int) -> Float[Tensor, "rows n"]:
+    """``scores`` with the best token of every ``cell`` × ``cell`` square raised above all others.
+
+    With at least as many tokens kept as there are squares (:func:`cells`), every square keeps one,
+    which bounds the distance to the nearest kept token. Cells at the far borders may be smaller.
+    """
+    h, w = grid
+    usable = _usable(scores, grid)
+    squares = (
+        F.pad(usable.view(-1, h, w), (0, -w % cell, 0, -h % cell), value=float("-inf"))
+        .unfold(1, cell, cell)
+        .unfold(2, cell, cell)
+    )
+    best = squares.flatten(3).argmax(3)
+    y = torch.arange(best.shape[1], device=best.device)[:, None] * cell + best // cell
+    x = torch.arange(best.shape[2], device=best.device)[None] * cell + best % cell
+    return usable.scatter(1, (y * w + x).flatten(1), float("inf"))
+
+
+def cells(grid: Grid, cell: int) -> int:
+    """Number of ``cell`` × ``cell`` squares that cover the grid."""
+    return -(-grid[0] // cell) * -(-grid[1] // cell)
+
+
+def split_quota(
+    first: Float[Tensor, "rows n"],
+    second: Float[Tensor, "rows n"],
+    count: int,
+    share: float,
+    grid: Grid,
+) -> Float[Tensor, "rows n"]:
+    """Score whose ``count`` highest are chosen by ``first`` for a ``share``, by ``second`` else.
+
+    ``round(share · count)`` tokens are chosen by ``first``; ``second`` chooses among the others.
+    """
+    rank = ranks(_usable(second, grid))
+    quota = round(share * count)
+    if not quota:
+        return rank
+    return rank + 2.0 * _mask(top(first, quota, grid), rank.shape)
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Ranks in [0, 1), highest score highest; ties favour the lower position."""
+    n = scores.shape[1]
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    steps = (torch.arange(n, 0, -1, device=scores.device, dtype=torch.float64) - 1) / n
+    return torch.empty(scores.shape, device=scores.device, dtype=torch.float64).scatter_(
+        1, order, steps.expand_as(order)
+    )
+
+
+def _mask(keep: KeepSet, shape: torch.Size) -> Bool[Tensor, "rows n"]:
+    indices: Int64[Tensor, "rows kept"] = keep.indices.view(shape[0], -1)
+    return torch.zeros(shape, dtype=torch.bool, device=indices.device).scatter_(1, indices, True)
+
+
+def _usable(scores: Tensor, grid: Grid | None) -> Tensor:
+    """``scores`` with the rows that say nothing replaced by an even spread."""
+    bad = scores.isnan().any(1, keepdim=True)
+    _NAN_WATCH.look(bad.any())
+    flat = (scores == scores[:, :1]).all(1, keepdim=True)
+    spread = lattice_score(grid or (1, scores.shape[1]), scores.device).to(scores.dtype)
+    return torch.where(bad | flat, spread, scores)
+
+
+class _NanWatch:
+    """Warns once about NaN scores without making the host wait for the device.
+
+    On a GPU a flag travels to the host in the background and is read at a later call.
+    """
+
+    def __init__(self) -> None:
+        self.warned = False
+        self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
+
+    def look(self, flag: Tensor) -> None:
+        if self.warned:
+            return
+        if flag.is_cuda:
+            if torch.cuda.is_current_stream_capturing():
+                return
+            self._pending.append((flag.to("cpu", non_blocking=True), torch.cuda.Event()))
+            self._pending[-1][1].record()
+            if not self._pending[0][1].query():
+                return
+            flag = self._pending.pop(0)[0]
+        if flag:
+            self.warned = True
+            self._pending.clear()
+            logger.warning(
+                "token scores hold NaN: these images keep a uniform lattice instead of their best "
+                "tokens; the features themselves are not finite"
+            )
+
+
+_NAN_WATCH = _NanWatch()
