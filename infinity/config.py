@@ -198,7 +198,10 @@ PRESETS: dict[str, ModelConfig] = {
             codebook_dim=16, patch_size=8, channels=32, channel_multipliers=(1, 2, 4, 6)
         ),
         text_encoder=TextEncoderConfig(kind="minilm", width=384, max_tokens=64),
-        sampling=SamplingDefaults(guidance_scale=4.0, temperature=1.0),
+        sampling=SamplingDefaults(
+            guidance_scale=3.0,
+            temperature=(1.0, 1.0, 1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1),
+        ),
     ),
 }
 """Published settings of the released checkpoints (spec: infinity-transformer §1) and of the model
