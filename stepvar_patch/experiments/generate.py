@@ -14,7 +14,9 @@ from PIL import Image
 from infinity.errors import UserError
 from infinity.io.images import Provenance, contact_sheet, strip, write_png
 from infinity.io.manifest import ImageRow, RunFolder, file_sha256
+from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.plan import ImageJob, check, jobs
+from stepvar_patch.experiments.pruning import pruned, recorded, resolve_pruning
 from stepvar_patch.experiments.schema import FREE_ON_RESUME, GenerateConfig, ImageSettings
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -77,11 +79,13 @@ def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline)
                 dtype=checked.dtype,
             )
             _check_weights(folder, config, pipeline.digest)
-            maker = _Maker(config, folder, pipeline, checked.dtype)
-            every = jobs(config)
-            while batch := list(islice(every, maker.batch_size)):
-                if made := maker.make(batch):
-                    progress.advance(made)
+            policy = resolve_pruning(config, pipeline.config)
+            with pruned(pipeline, policy):
+                maker = _Maker(config, folder, pipeline, checked.dtype, policy)
+                every = jobs(config)
+                while batch := list(islice(every, maker.batch_size)):
+                    if made := maker.make(batch):
+                        progress.advance(made)
         if config.contact_sheet:
             _write_contact_sheet(folder, config)
     seconds = time.perf_counter() - start
@@ -97,8 +101,10 @@ def versions() -> dict[str, str]:
 
 
 def settings_of(config: ImageSettings, pipeline: Any) -> dict[str, Any]:
-    """The image settings as keyword arguments of the pipeline, the model's defaults filled in."""
-    names = [field.name for field in fields(ImageSettings)]
+    """The image settings as keyword arguments of the pipeline, the model's defaults filled in;
+    pruning is applied to the pipeline instead.
+    """
+    names = [field.name for field in fields(ImageSettings) if field.name != "pruning"]
     defaults = asdict(pipeline.config.sampling)
     values = {name: getattr(config, name) for name in names}
     return {name: defaults.get(name) if v is None else v for name, v in values.items()}
@@ -127,7 +133,12 @@ class _Maker:
     """Draws batches and puts them into the run folder."""
 
     def __init__(
-        self, config: GenerateConfig, folder: RunFolder, pipeline: Any, dtype: str
+        self,
+        config: GenerateConfig,
+        folder: RunFolder,
+        pipeline: Any,
+        dtype: str,
+        policy: PruningPolicy | None,
     ) -> None:
         self.config, self.folder, self.pipeline = config, folder, pipeline
         self.settings = settings_of(config, pipeline)
@@ -135,7 +146,8 @@ class _Maker:
         self.batch_size = 1
         if device != "cpu":
             self.batch_size = pipeline.max_batch_size = config.batch_size
-        self.recorded = {**self.settings, "device": device, "dtype": dtype}
+        pruning = recorded(policy)
+        self.recorded = {**self.settings, "pruning": pruning, "device": device, "dtype": dtype}
         self.model = {
             "name": pipeline.config.name,
             "digest": pipeline.digest,

@@ -5,7 +5,7 @@ import types
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import yaml
 from omegaconf import OmegaConf
@@ -43,7 +43,7 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
     tree = _read_yaml(path)
     problems: list[Problem] = []
     origin: dict[tuple[str, ...], str] = {}
-    included = [field.name for field in fields(schema) if field.metadata.get(FROM_FILE)]
+    included = [field.name for field in fields(cast(Any, schema)) if field.metadata.get(FROM_FILE)]
     try:
         for name in included:
             _include(tree, name, here, origin)

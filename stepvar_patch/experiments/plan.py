@@ -7,6 +7,7 @@ from pathlib import Path
 from infinity.errors import UserError
 from infinity.io.manifest import image_name
 from infinity.io.prompts import PromptRow, derived_seed, read_prompts
+from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
 
 
@@ -97,6 +98,7 @@ def check(config: GenerateConfig) -> CheckedRun:
     schedule = picture_schedule(
         model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
     )
+    resolve_pruning(config, model)
     resolve_settings(
         model.sampling,
         len(schedule),

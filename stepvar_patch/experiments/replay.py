@@ -9,9 +9,10 @@ import numpy as np
 
 from infinity.errors import UserError
 from infinity.io.images import Provenance, read_png, write_png
-from stepvar_patch.experiments.generate import versions
+from stepvar_patch.experiments.generate import settings_of, versions
 from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.problems import describe, parse
+from stepvar_patch.experiments.pruning import pruned, resolve_pruning
 from stepvar_patch.experiments.schema import ImageSettings, ReplayTarget
 
 
@@ -77,12 +78,13 @@ def replay(
             f"{pipeline.digest[:12]}…; name the right model with --model"
         )
     negative = provenance.negative_prompt
-    again = pipeline(
-        [provenance.prompt],
-        negative_prompt=[negative] if negative else None,
-        seed=[provenance.seed],
-        **{field.name: getattr(settings, field.name) for field in fields(settings)},
-    ).images[0]
+    with pruned(pipeline, resolve_pruning(settings, pipeline.config)):
+        again = pipeline(
+            [provenance.prompt],
+            negative_prompt=[negative] if negative else None,
+            seed=[provenance.seed],
+            **settings_of(settings, pipeline),
+        ).images[0]
     if output is not None:
         here = {**provenance.settings, "device": used_device.partition(":")[0]}
         write_png(output, again, replace(provenance, settings=here, versions=versions()))

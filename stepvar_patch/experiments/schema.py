@@ -1,15 +1,15 @@
 """What a config file may say. Frozen dataclasses are the schema; pydantic holds values to it."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, ConfigDict, StringConstraints
 
 from infinity.io.prompts import MAX_SEED
-
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+from stepvar_patch.experiments.loading import FROM_FILE
+from stepvar_patch.experiments.pruning import STRICT, PruningSetting
 
 FilePath = Annotated[str, MinLen(1), AfterValidator(os.path.normpath)]
 Guidance = Annotated[float, Ge(0), Le(100)]
@@ -32,9 +32,11 @@ class ImageSettings:
         aspect_ratio: height / width; the nearest of 15 shapes is used.
         height: of the image in pixels, given together with ``width``.
         width: of the image in pixels.
+        pruning: which tokens, rows and scales are computed: a policy, or a YAML file that holds
+            one; ``None`` computes everything.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     guidance_scale: Guidance | Annotated[tuple[Guidance, ...], MinLen(1)] | None = None
     temperature: Temperature | Annotated[tuple[Temperature, ...], MinLen(1)] | None = None
@@ -44,6 +46,7 @@ class ImageSettings:
     aspect_ratio: Annotated[float, Ge(0.1), Le(10)] | None = None
     height: Pixels | None = None
     width: Pixels | None = None
+    pruning: PruningSetting | None = field(default=None, metadata={FROM_FILE: True})
 
     def __post_init__(self) -> None:
         if (self.height is None) != (self.width is None):
@@ -101,7 +104,7 @@ or, as weights and prompts, are compared by content."""
 class ReplayTarget:
     """Where an image was computed; ``device`` is the kind alone."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     device: Literal["cpu", "cuda"]
     dtype: Dtype

@@ -41,7 +41,8 @@ def ssim(image: Float[Tensor, "3 h w"], reference: Float[Tensor, "3 h w"]) -> fl
 
 def _luma(image: Float[Tensor, "3 h w"]) -> Float[Tensor, "h w"]:
     weights = torch.tensor(_LUMA, dtype=torch.float64, device=image.device)
-    return torch.tensordot(weights, image.double(), dims=1)
+    luma: Tensor = torch.tensordot(weights, image.double(), dims=1)
+    return luma
 
 
 def _blur(maps: Float[Tensor, "n h w"]) -> Float[Tensor, "n hv wv"]:

@@ -1,0 +1,255 @@
+"""An ablation: many pruned variants of the same pictures against their dense originals."""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from infinity.errors import UserError
+from infinity.io.files import write_atomic, write_error
+from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
+from stepvar_patch.experiments.compare import Drawn, call, compare, draw
+from stepvar_patch.experiments.generate import Progress, settings_of, versions
+from stepvar_patch.experiments.metrics.flops import count_flops
+from stepvar_patch.experiments.plan import CheckedRun, ImageJob, check, jobs
+from stepvar_patch.experiments.pruning import pruned, resolve_pruning
+
+ROWS = "rows.jsonl"
+"""One line per cell and image: what is finished."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One cell's picture of one prompt, against the dense one that was drawn just before.
+
+    Attributes:
+        key: of everything that decides the row; a row with another key is of another ablation.
+        cell: label.
+        id: of the prompt row.
+        seed: of the image.
+        ms: of the scale loop.
+        dense_ms: of the dense run's, in the same minute on the same machine.
+        flops: of text-conditioned scales, counted while it ran; None where not counted.
+        dense_flops: likewise.
+    """
+
+    key: str
+    cell: str
+    id: str
+    seed: int
+    psnr_db: float
+    ssim: float
+    bit_agreement: tuple[float | None, ...]
+    first_divergence: int | None
+    ms: float
+    dense_ms: float
+    flops: int | None
+    dense_flops: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class AblationRows:
+    """The rows of an ablation, by cell in the order of the file, and what this call did."""
+
+    cells: dict[str, list[Row]]
+    made: int
+    seconds: float
+
+
+def run(
+    config: AblateConfig, progress: Progress, load_pipeline: Callable[..., Any]
+) -> AblationRows:
+    """Draws every cell's pictures that have no row yet.
+
+    All cells are checked before weights are read. Image by image the dense picture is drawn first
+    and then every cell's, so that the machine's moods meet all of them alike.
+
+    Args:
+        config: of the ablation.
+        progress: told of every finished row.
+        load_pipeline: reads the model.
+
+    Returns:
+        All rows, those found finished included.
+
+    Raises:
+        UserError: a mistake in any cell, or a place that cannot be written.
+    """
+    start = time.perf_counter()
+    cells = expand(config)
+    checked = {cell.label: check(cell.config) for cell in cells}
+    folder = Path(config.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    settings = json.dumps(asdict(config), ensure_ascii=False, indent=1).encode()
+    write_atomic(folder / "config.json", lambda file: file.write(settings))
+    finished = _finished(folder / ROWS)
+    groups: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault(_model_key(cell, checked[cell.label]), []).append(cell)
+    rows: dict[str, list[Row]] = {cell.label: [] for cell in cells}
+    tasks = {
+        cell.label: _tasks(cell, checked[cell.label], config.images, finished) for cell in cells
+    }
+    total = sum(map(len, tasks.values()))
+    known = sum(row is not None for found in tasks.values() for _, _, row in found)
+    progress.start(total, known)
+    for (model, tokenizer, encoder, device, dtype), members in groups.items():
+        names = [cell.label for cell in members]
+        if all(row is not None for name in names for _, _, row in tasks[name]):
+            continue
+        pipeline = load_pipeline(
+            model, tokenizer=tokenizer, text_encoder=encoder, device=device, dtype=dtype
+        )
+        bench = _Bench(pipeline)
+        for index in range(max(len(tasks[name]) for name in names)):
+            for cell in members:
+                if index >= len(tasks[cell.label]):
+                    continue
+                job, key, row = tasks[cell.label][index]
+                if row is None:
+                    row = bench.row(cell, job, key, count=index < config.flop_images)
+                    tasks[cell.label][index] = (job, key, row)
+                    _append(folder / ROWS, row)
+                    progress.advance(1)
+            bench.forget()
+    for name, found in tasks.items():
+        rows[name] = [row for _, _, row in found if row is not None]
+    return AblationRows(cells=rows, made=total - known, seconds=time.perf_counter() - start)
+
+
+class _Bench:
+    """Draws cells beside their dense originals, which cells with equal settings share."""
+
+    def __init__(self, pipeline: Any) -> None:
+        self.pipeline = pipeline
+        self.dense: dict[str, tuple[Drawn, int | None]] = {}
+        self.warm = False
+
+    def forget(self) -> None:
+        """Drops the dense pictures of the last image."""
+        self.dense.clear()
+
+    def row(self, cell: Cell, job: ImageJob, key: str, *, count: bool) -> Row:
+        settings = settings_of(cell.config, self.pipeline)
+        policy = resolve_pruning(cell.config, self.pipeline.config)
+        original, dense_flops = self._dense(job, settings, count)
+        flops = None
+        with _named(cell):
+            if count and policy is not None:
+                with pruned(self.pipeline, policy):
+                    flops = self._flops(job, settings)
+            elif count:
+                flops = dense_flops
+            drawn = draw(self.pipeline, job, settings, policy)
+        quality = compare(drawn, original)
+        return Row(
+            key=key,
+            cell=cell.label,
+            id=job.row.id,
+            seed=job.seed,
+            **asdict(quality),
+            ms=round(drawn.ms, 3),
+            dense_ms=round(original.ms, 3),
+            flops=flops,
+            dense_flops=dense_flops,
+        )
+
+    def _dense(
+        self, job: ImageJob, settings: Mapping[str, Any], count: bool
+    ) -> tuple[Drawn, int | None]:
+        key = repr((job.row.prompt, job.negative_prompt, job.seed, sorted(settings.items())))
+        if key not in self.dense:
+            if not self.warm:
+                draw(self.pipeline, job, settings, None)
+                self.warm = True
+            flops = self._flops(job, settings) if count else None
+            self.dense[key] = draw(self.pipeline, job, settings, None), flops
+        return self.dense[key]
+
+    def _flops(self, job: ImageJob, settings: Mapping[str, Any]) -> int:
+        """Of the scale loop: text encoding is counted apart and taken off."""
+        texts = [text for text in (job.row.prompt, job.negative_prompt) if text]
+        encode = self.pipeline.text_encoder.encode
+        whole = count_flops(lambda: call(self.pipeline, job, settings, output_type="latent"))
+        return whole - sum(count_flops(lambda text=text: encode([text])) for text in texts)
+
+
+class _named:
+    """Puts the cell's name before a user's mistake that only drawing could find."""
+
+    def __init__(self, cell: Cell) -> None:
+        self.cell = cell
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, UserError):
+            raise UserError(f"cell '{self.cell.label}': {error}") from error
+
+
+def _model_key(cell: Cell, checked: CheckedRun) -> tuple[Any, ...]:
+    config = cell.config
+    return config.model, config.tokenizer, config.text_encoder, checked.device, checked.dtype
+
+
+def _tasks(
+    cell: Cell, checked: CheckedRun, images: int, finished: Mapping[str, Row]
+) -> list[tuple[ImageJob, str, Row | None]]:
+    """The first images of a cell, each with its key and its row, if that is finished."""
+    tasks = []
+    for job, _ in zip(jobs(cell.config), range(images), strict=False):
+        key = _row_key(cell, checked, job)
+        tasks.append((job, key, finished.get(key)))
+    return tasks
+
+
+def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob) -> str:
+    """Hash of all that decides a row but the machine's speed."""
+    settings = asdict(cell.config)
+    for name in ("output", "prompts", "preview", "contact_sheet", "batch_size", "device"):
+        del settings[name]
+    del settings["images_per_prompt"], settings["seed"], settings["negative_prompt"]
+    what = {
+        **settings,
+        "label": cell.label,
+        "model": checked.digest or cell.config.model,
+        "device": checked.device.partition(":")[0],
+        "dtype": checked.dtype,
+        "job": (job.row.prompt, job.negative_prompt, job.seed),
+        "versions": versions(),
+    }
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _finished(path: Path) -> dict[str, Row]:
+    """Rows by key; a half-written last line is no row."""
+    found = {}
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
+        try:
+            row = Row(**json.loads(line)) if line.endswith(b"\n") else None
+        except (ValueError, TypeError):
+            continue
+        if row is not None:
+            found[row.key] = row
+    return found
+
+
+def _append(path: Path, row: Row) -> None:
+    text = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        with path.open("ab") as file:
+            if file.tell() and path.read_bytes()[-1:] != b"\n":
+                text = "\n" + text
+            file.write(text.encode())
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise write_error(path, error) from error

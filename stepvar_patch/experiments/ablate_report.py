@@ -1,0 +1,176 @@
+"""The rows of an ablation as one line per cell: CSV, JSON, Markdown and LaTeX."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import fmean, median, quantiles
+from typing import Any
+
+from infinity.io.files import write_atomic
+from stepvar_patch.experiments.ablate import Row
+from stepvar_patch.experiments.generate import versions
+
+LAST_SCALES = 4
+"""The printed tables show the bit agreement of this many last scales; CSV and JSON have all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One cell, over its images.
+
+    Attributes:
+        cell: label.
+        images: how many.
+        psnr_db: mean against dense; identical pictures count as 100.
+        ssim: mean against dense.
+        bit_agreement: mean share of equal bits per scale; None where a picture drew none.
+        first_divergence: earliest scale with a different bit in any picture; None if there is none.
+        ms: median of the scale loop's time.
+        time_ratio: median over images of time / dense time.
+        time_ratio_iqr: distance of its quartiles.
+        flop_ratio: counted operations / dense operations; None where not counted.
+    """
+
+    cell: str
+    images: int
+    psnr_db: float
+    ssim: float
+    bit_agreement: tuple[float | None, ...]
+    first_divergence: int | None
+    ms: float
+    time_ratio: float
+    time_ratio_iqr: float
+    flop_ratio: float | None
+
+
+def summarise(cell: str, rows: Sequence[Row]) -> Line:
+    """The line of a cell that has at least one row."""
+    ratios = [row.ms / row.dense_ms for row in rows]
+    quartiles = quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    counted = [(row.flops, row.dense_flops) for row in rows if row.flops and row.dense_flops]
+    diverged = [row.first_divergence for row in rows if row.first_divergence is not None]
+    return Line(
+        cell=cell,
+        images=len(rows),
+        psnr_db=fmean(row.psnr_db for row in rows),
+        ssim=fmean(row.ssim for row in rows),
+        bit_agreement=tuple(map(_mean, zip(*(row.bit_agreement for row in rows), strict=True))),
+        first_divergence=min(diverged, default=None),
+        ms=median(row.ms for row in rows),
+        time_ratio=median(ratios),
+        time_ratio_iqr=quartiles[2] - quartiles[0],
+        flop_ratio=sum(f for f, _ in counted) / sum(d for _, d in counted) if counted else None,
+    )
+
+
+def write_report(
+    folder: Path, title: str, cells: Mapping[str, Sequence[Row]], command: str
+) -> list[Line]:
+    """Writes ``table.{csv,json,md,tex}`` and gives the lines.
+
+    Args:
+        folder: exists.
+        title: of the tables.
+        cells: label → rows, as many for every cell.
+        command: that makes these files again.
+
+    Raises:
+        UserError: a file cannot be written.
+    """
+    lines = [summarise(cell, rows) for cell, rows in cells.items()]
+    record = {"title": title, "command": command, "versions": versions()}
+    record["cells"] = [asdict(line) for line in lines]
+    texts = {
+        "table.csv": _csv(lines),
+        "table.json": json.dumps(record, ensure_ascii=False, indent=1) + "\n",
+        "table.md": markdown(lines, title, command),
+        "table.tex": latex(lines, title),
+    }
+    for name, text in texts.items():
+        _write(folder / name, text)
+    return lines
+
+
+def markdown(lines: Sequence[Line], title: str, command: str) -> str:
+    """The table for a README, with the command that makes it."""
+    head, *body = _cells(lines)
+    rows = [head, ["---", *["---:"] * (len(head) - 1)], *([_pipe(c) for c in row] for row in body)]
+    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return f"**{title}**, {lines[0].images} images per row: `{command}`\n\n{table}\n"
+
+
+def latex(lines: Sequence[Line], title: str) -> str:
+    """The table as a LaTeX ``tabular`` that needs no package."""
+    head, *body = _cells(lines)
+    rows = [" & ".join(map(_tex, row)) + r" \\" for row in (head, *body)]
+    rule = r"\hline"
+    lead = rf"% {title}" + "\n" + rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
+    return "\n".join([lead, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}"]) + "\n"
+
+
+def _cells(lines: Sequence[Line]) -> list[list[str]]:
+    scales = len(lines[0].bit_agreement)
+    shown = range(max(0, scales - LAST_SCALES), scales)
+    head = ["cell", "FLOPs", "time", "PSNR dB", "SSIM", *(f"bits @{si - scales}" for si in shown)]
+    body = [
+        [
+            line.cell,
+            _speed(line.flop_ratio),
+            f"{1 / line.time_ratio:.2f}×",
+            f"{line.psnr_db:.2f}",
+            f"{line.ssim:.4f}",
+            *(_share(line.bit_agreement[si]) for si in shown),
+        ]
+        for line in lines
+    ]
+    return [head, *body]
+
+
+def _speed(ratio: float | None) -> str:
+    return "–" if ratio is None else f"{1 / ratio:.2f}×"
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _pipe(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+_TEX = {
+    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "×": r"$\times$",
+    "–": "--",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(sign, sign) for sign in text)
+
+
+def _csv(lines: Sequence[Line]) -> str:
+    out = io.StringIO()
+    scales = len(lines[0].bit_agreement)
+    names = [name for name in asdict(lines[0]) if name != "bit_agreement"]
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow([*names, *(f"bit_agreement_{si}" for si in range(scales))])
+    for line in lines:
+        values: dict[str, Any] = asdict(line)
+        writer.writerow([*(values[name] for name in names), *line.bit_agreement])
+    return out.getvalue()
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return fmean(known) if len(known) == len(values) else None
+
+
+def _write(path: Path, text: str) -> None:
+    write_atomic(path, lambda file: file.write(text.encode()))

@@ -1,0 +1,115 @@
+"""The ``pruning`` part of a config: a policy's settings, or a speed-up to be solved for."""
+
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, field, fields, make_dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Union
+
+from annotated_types import Gt, Le
+from pydantic import ConfigDict, Field
+
+from infinity.config import ModelConfig
+from infinity.picture import picture_schedule
+from infinity.policy import PolicyRequest, PruningPolicy
+from stepvar_patch.policies import POLICIES, Policy
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+TargetSpeedup = Annotated[float, Gt(1), Le(100)]
+
+
+def _with_target(policy: type[Policy]) -> type[Any]:
+    """The policy's settings as a config may give them: with a speed-up in place of ratios."""
+    target = ("target_speedup", TargetSpeedup | None, field(default=None))
+    return make_dataclass(
+        policy.__name__,
+        [target],
+        bases=(policy,),
+        namespace={"__pydantic_config__": STRICT, "__module__": __name__},
+        frozen=True,
+        kw_only=True,
+    )
+
+
+if TYPE_CHECKING:
+    PruningSetting = Policy
+else:
+    PruningSetting = Annotated[
+        Union[tuple(_with_target(policy) for policy in POLICIES.values())],  # noqa: UP007
+        Field(discriminator="kind"),
+    ]
+
+
+def policy_request(
+    model: ModelConfig, config: Any, *, images: int = 1, device_type: str = "cpu"
+) -> PolicyRequest:
+    """What a policy will be told about a call with these image settings.
+
+    Args:
+        model: of the weights.
+        config: `ImageSettings`.
+        images: of the call.
+        device_type: ``cpu`` or ``cuda``.
+
+    Raises:
+        UserError: no template has the picture's size.
+    """
+    schedule = picture_schedule(
+        model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
+    )
+    scale = config.guidance_scale
+    scale = model.sampling.guidance_scale if scale is None else scale
+    guided = scale != 1 if isinstance(scale, float | int) else any(s != 1 for s in scale)
+    shape = model.transformer
+    return PolicyRequest(
+        schedule,
+        images,
+        2 if guided else 1,
+        shape.depth,
+        shape.width,
+        shape.heads,
+        shape.patchify,
+        device_type,
+    )
+
+
+def resolve_pruning(config: Any, model: ModelConfig) -> PruningPolicy | None:
+    """The policy that a config asks for, its ratios solved if it gives a speed-up; None is dense.
+
+    Args:
+        config: `ImageSettings`.
+        model: decides the schedule and the cost.
+
+    Raises:
+        UserError: the settings do not fit the model or the picture's schedule, or no ratios reach
+            the speed-up.
+    """
+    setting = config.pruning
+    if setting is None:
+        return None
+    kind = POLICIES[setting.kind]
+    policy = kind(**{f.name: getattr(setting, f.name) for f in fields(kind)})
+    request = policy_request(model, config)
+    if setting.target_speedup is not None:
+        from stepvar_patch.cost import solve
+
+        policy = solve(policy, setting.target_speedup, model, request)
+    policy.start(request)
+    return policy
+
+
+def pruned(pipeline: Any, policy: PruningPolicy | None) -> AbstractContextManager[object]:
+    """The time during which a pipeline draws under ``policy``; None leaves it as it is.
+
+    Raises:
+        UserError: the policy does not fit the pipeline.
+    """
+    if policy is None:
+        return nullcontext()
+    from stepvar_patch.patch import apply
+
+    return apply(pipeline, policy)
+
+
+def recorded(policy: PruningPolicy | None) -> dict[str, Any] | None:
+    """The policy as JSON values, for the image it made."""
+    return None if policy is None else asdict(policy)  # type: ignore[call-overload]
