@@ -83,6 +83,30 @@ def export(
     say({"model": str(output)}, str(output), as_json)
 
 
+@verb(app)
+def score(
+    run: Annotated[Path, typer.Argument(help="Folder of stepvar generate.")],
+    pack: Annotated[Path, typer.Option(help="The training drawings.")] = Path(
+        ".data/embedded/drawings.zip"
+    ),
+    text_encoder: Annotated[Path, typer.Option(help="Of the embedded model.")] = Path(
+        "weights/text_encoder"
+    ),
+    device: Annotated[str, typer.Option(help="Where features are computed.")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Score images of the embedded model offline, beside real drawings and shuffled captions."""
+    from stepvar_patch.experiments.score import score_run
+
+    configure_logging(logging.INFO)
+    scores = score_run(run, pack, text_encoder, device)
+    lines = [
+        f"{name}: " + ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        for name, values in scores.items()
+    ]
+    say(scores, "\n".join(lines), as_json)
+
+
 def _tell(result: Any, as_json: bool) -> None:
     fields = {name: str(v) if isinstance(v, Path) else v for name, v in asdict(result).items()}
     say(fields, "\n".join(f"{name}: {value}" for name, value in fields.items()), as_json)

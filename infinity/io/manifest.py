@@ -61,6 +61,18 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_rows(folder: Path) -> list[ImageRow]:
+    """Rows of all finished images of a run, in the order in which they were finished.
+
+    Raises:
+        UserError: the folder holds no manifest.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise UserError(f"{folder}: holds no {MANIFEST}, so it is no folder of stepvar generate")
+    return [row for row in _rows(path) if row is not None and _is_finished(folder, row)]
+
+
 class RunFolder:
     """The output folder of one run, locked against a second run while it is open.
 
@@ -184,7 +196,7 @@ class RunFolder:
         finished: dict[str, ImageRow] = {}
         lines = 0
         for lines, row in enumerate(_rows(path), start=1):  # noqa: B007
-            if row is not None and self._is_finished(row):
+            if row is not None and _is_finished(self.path, row):
                 finished[row.file] = row
         if lines != len(finished):
             _log.warning("%s: %d unfinished rows are made again", path, lines - len(finished))
@@ -193,13 +205,14 @@ class RunFolder:
             write_atomic(path, lambda file: file.write(text.encode()))
         return finished
 
-    def _is_finished(self, row: ImageRow) -> bool:
-        file = self.path / row.file
-        return (
-            row.file == f"{image_name(row.id, row.seed)}.png"
-            and file.is_file()
-            and file_sha256(file) == row.sha256
-        )
+
+def _is_finished(folder: Path, row: ImageRow) -> bool:
+    file = folder / row.file
+    return (
+        row.file == f"{image_name(row.id, row.seed)}.png"
+        and file.is_file()
+        and file_sha256(file) == row.sha256
+    )
 
 
 def _rows(path: Path) -> Iterator[ImageRow | None]:

@@ -1,0 +1,59 @@
+"""Offline scores of a finished run of the embedded model, beside those of real drawings."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from infinity.errors import UserError
+from infinity.io.images import read_png
+from infinity.io.manifest import read_rows
+from infinity.text.minilm import MiniLMEncoder
+from infinity.training.data.pack import load_pack
+from infinity.training.data.render import render_pack
+from stepvar_patch.experiments.metrics.embedded import Scores, evaluate
+from stepvar_patch.experiments.metrics.reference import Reference, fit
+
+logger = logging.getLogger(__name__)
+
+REFERENCE = "reference.safetensors"
+
+
+def score_run(run: Path, pack: Path, text_encoder: Path, device: str) -> dict[str, Scores]:
+    """Scores of the images of ``run``, of the held-out drawings, and of shuffled captions.
+
+    Args:
+        run: folder of a finished ``stepvar generate``, with captions of the training grammar.
+        pack: the drawings; rendering and reference are cached beside it.
+        text_encoder: folder of the embedded model's text encoder.
+        device: where features are computed.
+
+    Raises:
+        UserError: no finished image, no pack, or the ``eval`` extra is not installed.
+    """
+    rows = read_rows(run)
+    if not rows:
+        raise UserError(f"{run}: no finished image of stepvar generate is here")
+    images = torch.from_numpy(
+        np.stack([np.asarray(read_png(run / row.file)[0].convert("RGB")) for row in rows])
+    )
+    drawings = load_pack(pack)
+    rendered = torch.from_numpy(np.array(render_pack(drawings, pack.parent)))
+    encoder = MiniLMEncoder.from_directory(text_encoder)
+    cached = pack.parent / REFERENCE
+    if cached.exists():
+        reference = Reference.load(cached)
+    else:
+        logger.info("fitting the reference on every training drawing, minutes on a CPU")
+        reference = fit(rendered, drawings.records, encoder, device)
+        reference.save(cached)
+    return evaluate(
+        images,
+        [row.prompt for row in rows],
+        rendered,
+        drawings.records,
+        device,
+        encoder,
+        reference,
+    )
