@@ -4,6 +4,7 @@ from typing import Any
 
 from infinity.errors import UserError
 from infinity.policy import DenseRun, PolicyRequest, Rows, ScalePlan, ScaleView
+from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.rules import ScaleRule, Scales, kept_count, resolve
 
 
@@ -44,6 +45,17 @@ class RuledRun(DenseRun):
     def kept(self, si: int) -> int:
         """Tokens that the rule of scale ``si`` keeps."""
         return kept_count(self.rule(si).keep_ratio, self.request.schedule.tokens_per_scale[si])
+
+    def load(self, si: int) -> ScaleLoad:
+        """What scale ``si`` costs: every layer computes and caches the kept tokens."""
+        rule = self.rule(si)
+        return ScaleLoad(
+            run=rule.run,
+            rows=rule.rows,
+            kept=self.kept(si),
+            layers=range(self.request.layers) if si in self.pruned else None,
+            cached=self.kept(si),
+        )
 
     def executed_before(self, si: int) -> int | None:
         """The last executed scale before ``si``, if there is one."""

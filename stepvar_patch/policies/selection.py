@@ -4,7 +4,7 @@ Shape legend: B images, b rows (conditional first), N positions of the scale, C 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 from annotated_types import Ge, Le
@@ -22,6 +22,7 @@ from infinity.policy import (
 )
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet
+from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun, layer_range
 from stepvar_patch.rules import ScaleRule
 from stepvar_patch.select import cells, min_coverage, top
@@ -63,6 +64,7 @@ class Selection:
             ``scope=scale`` the tokens are still chosen from the input of the scale.
         scored_rows: whose features decide (S8; not published). ``cond``: the conditional row, for
             both guidance rows; ``own``: every row its own set; ``mean``: mean score of the rows.
+            The rows differ only inside the stack: ``scope=scale`` takes ``cond``.
         restore: what pruned positions receive (S10, S11). Published: ``nearest_state``; the others
             are ours, see ``stepvar_patch.upsample``.
         state_weight: share of the state in ``restore=blend``; the rest is the change.
@@ -130,11 +132,6 @@ class SelectionRun(RuledRun):
                     f"restore is {policy.restore} with layers {list(policy.layers)}; allowed: "
                     "layers that end at 1, or a restoration of the stream"
                 )
-            if policy.scored_rows == "own":
-                raise UserError(
-                    f"restore is {policy.restore} with scored_rows own; allowed: cond or mean, "
-                    "because a code belongs to both rows"
-                )
         if policy.kv_write == "propagate" and not per_scale:
             raise UserError(
                 f"kv_write is propagate with scope {policy.scope}; allowed: scope scale, or "
@@ -168,6 +165,20 @@ class SelectionRun(RuledRun):
             restore_codes=self.restore_codes,
             kv_write=policy.kv_write,
             kv_source=nearest_source(keep, view.grid) if policy.kv_write == "propagate" else None,
+        )
+
+    def load(self, si: int) -> ScaleLoad:
+        load = super().load(si)
+        if load.layers is None:
+            return load
+        n = self.request.schedule.tokens_per_scale[si]
+        propagate = self.policy.kv_write == "propagate"
+        return replace(
+            load,
+            layers=self.layers,
+            cached={"kept": load.kept, "none": 0, "propagate": n}[self.policy.kv_write],
+            visible=n if propagate else None,
+            head_on_kept=self.restore_codes is not None,
         )
 
     def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None:

@@ -1,0 +1,276 @@
+"""What a plan costs before anything runs: FLOPs, cached keys and values, and the speed-up.
+
+Counts what a dispatcher sees: matrix products and attention, a multiply-add as 2. Norms, scores and
+copies are left out. A policy takes part by runs with a ``load`` method (:class:`Loaded`).
+
+Symbols: N positions of a scale, M kept, S keys seen, C width, F FFN width, T text rows.
+"""
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol, runtime_checkable
+
+from infinity.config import ModelConfig, TransformerConfig
+from infinity.errors import UserError
+from infinity.policy import Branch, DensePolicy, DenseRun, PolicyRequest, PruningPolicy, Rows
+from infinity.sampling.loop import SamplingSettings
+from infinity.sampling.settings import resolve_settings
+from infinity.schedule import Grid
+from stepvar_patch.rules import ScaleRule
+
+LOWEST_KEEP_RATIO = 0.05
+"""How far :func:`solve` may go."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleLoad:
+    """What a policy asks of one scale, as far as it is known before the call.
+
+    Attributes:
+        run: False if the scale is dropped.
+        rows: guidance rows that run from here on.
+        kept: tokens computed in pruned branches.
+        layers: pruned layers; None = none.
+        branches: pruned branches of those layers; a pruned layer prunes all three.
+        cached: tokens whose keys and values a pruned layer caches.
+        visible: tokens of this scale that a pruned layer's queries see, if not just the kept ones.
+        head_on_kept: logits are computed for kept tokens only.
+    """
+
+    run: bool = True
+    rows: Rows = "both"
+    kept: int = 0
+    layers: range | None = None
+    branches: frozenset[Branch] = frozenset({"self_attention", "cross_attention", "ffn"})
+    cached: int = 0
+    visible: int | None = None
+    head_on_kept: bool = False
+
+
+@runtime_checkable
+class Loaded(Protocol):
+    """A run whose cost is known beforehand."""
+
+    def load(self, si: int) -> ScaleLoad: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleCost:
+    """One scale of a plan.
+
+    Attributes:
+        scale, grid: which.
+        run: whether it runs.
+        rows: rows that run, over all images, at its first layer.
+        kept: tokens computed per row in pruned layers; all of them at a dense scale, 0 if dropped.
+        flops: of the whole scale and batch.
+        cache_bytes: keys and values that all layers hold after it.
+    """
+
+    scale: int
+    grid: Grid
+    run: bool
+    rows: int
+    kept: int
+    flops: int
+    cache_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanCost:
+    """All scales, and what is paid once per call.
+
+    Attributes:
+        scales: one entry per scale of the schedule.
+        text_flops: text projections, and keys and values for cross-attention.
+    """
+
+    scales: tuple[ScaleCost, ...]
+    text_flops: int
+
+    @property
+    def flops(self) -> int:
+        """Transformer FLOPs of the call, text encoder and image decoder left out."""
+        return self.text_flops + sum(scale.flops for scale in self.scales)
+
+    @property
+    def peak_cache_bytes(self) -> int:
+        return max(scale.cache_bytes for scale in self.scales)
+
+
+def plan_cost(
+    policy: PruningPolicy,
+    model: ModelConfig,
+    request: PolicyRequest,
+    *,
+    settings: SamplingSettings | None = None,
+    text_tokens: int = 24,
+) -> PlanCost:
+    """The cost of one call under ``policy``.
+
+    Args:
+        policy: its run must know its load, or be dense.
+        model: shapes, and sampling defaults where ``settings`` is None.
+        request: what the policy would be told.
+        settings: where guidance applies.
+        text_tokens: rows per prompt, in both guidance halves.
+
+    Raises:
+        UserError: the policy does not fit the request, or its cost depends on the picture.
+    """
+    run = policy.start(request)
+    if isinstance(run, Loaded):
+        loads = [run.load(si) for si in range(len(request.schedule))]
+    elif type(run) is DenseRun:
+        loads = [ScaleLoad(cached=n) for n in request.schedule.tokens_per_scale]
+    else:
+        raise UserError(
+            f"policy {policy.name} decides while it draws, so its cost cannot be told beforehand"
+        )
+    if settings is None:
+        settings = resolve_settings(model.sampling, len(loads), request.layers)
+    return _Ledger(model.transformer, request, settings, text_tokens).total(loads)
+
+
+def speedup(policy: PruningPolicy, model: ModelConfig, request: PolicyRequest, **how: Any) -> float:
+    """FLOPs of the dense call over those under ``policy``; ``how`` as in :func:`plan_cost`.
+
+    Raises:
+        UserError: see :func:`plan_cost`.
+    """
+    dense = plan_cost(DensePolicy(), model, request, **how).flops
+    return dense / plan_cost(policy, model, request, **how).flops
+
+
+def solve(
+    policy: PruningPolicy,
+    target_speedup: float,
+    model: ModelConfig,
+    request: PolicyRequest,
+    **how: Any,
+) -> Any:
+    """``policy`` with keep ratios that reach ``target_speedup`` in FLOPs.
+
+    The scales that take it are those whose rules have a keep_ratio below 1; their drop ratios keep
+    their proportions until one reaches its bound, a keep_ratio of 0.05. Rows, dropped scales and
+    everything else stay as they are. ``how`` as in :func:`plan_cost`.
+
+    Raises:
+        UserError: no rule prunes tokens, the target is out of reach, or see :func:`plan_cost`.
+    """
+    scales: dict[str | int, ScaleRule] = dict(getattr(policy, "scales", {}))
+    drops = {k: 1 - rule.keep_ratio for k, rule in scales.items() if rule.keep_ratio < 1}
+    if not drops:
+        raise UserError(
+            "target_speedup needs at least one rule in scales with a keep_ratio below 1, which "
+            "says where tokens may be dropped"
+        )
+
+    def scaled(factor: float) -> Any:
+        ratios = {k: max(LOWEST_KEEP_RATIO, round(1 - factor * d, 4)) for k, d in drops.items()}
+        rules = {k: replace(scales[k], keep_ratio=ratio) for k, ratio in ratios.items()}
+        return replace(policy, scales=scales | rules)  # type: ignore[type-var]
+
+    low, high = 0.0, 1 / min(drops.values())
+    reachable = speedup(scaled(high), model, request, **how)
+    least = speedup(scaled(low), model, request, **how)
+    if not least <= target_speedup <= reachable:
+        raise UserError(
+            f"target_speedup is {target_speedup}; allowed with these scales: {least:.2f} to "
+            f"{reachable:.2f}"
+        )
+    for _ in range(24):
+        middle = (low + high) / 2
+        enough = speedup(scaled(middle), model, request, **how) >= target_speedup
+        low, high = (low, middle) if enough else (middle, high)
+    return scaled(high)
+
+
+@dataclass
+class _Ledger:
+    """Adds up a call, scale by scale."""
+
+    config: TransformerConfig
+    request: PolicyRequest
+    settings: SamplingSettings
+    text_tokens: int
+    cached: list[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.cached = [0] * self.config.depth
+
+    @cached_property
+    def uncond_depth(self) -> int:
+        """Layers in which the unconditional half lives."""
+        live = self.settings.guidance.unconditional_layers
+        return self.config.depth if live is None else live
+
+    def total(self, loads: list[ScaleLoad]) -> PlanCost:
+        images, c, t = self.request.images, self.config.width, self.text_tokens
+        rows, costs = images * self.request.guidance_rows, []
+        text = self._text(rows)
+        last = max(si for si, load in enumerate(loads) if load.run)
+        for si, load in enumerate(loads):
+            alone = not self.settings.guided_from(si) or (load.run and load.rows != "both")
+            if alone and rows > images:
+                rows = images
+                text += self.uncond_depth * images * 4 * t * c**2
+            costs.append(self._scale(si, load, rows, si < last))
+        return PlanCost(scales=tuple(costs), text_flops=text)
+
+    def _text(self, rows: int) -> int:
+        c, wide, t = self.config.width, self.config.text_width, self.text_tokens
+        pool = t * (4 * wide * c + 4 * c) + 2 * c**2
+        context = t * (2 * wide * c + 2 * c**2)
+        live = rows * self.uncond_depth + self.request.images * (
+            self.config.depth - self.uncond_depth
+        )
+        return rows * (pool + context + 12 * c**2) + live * 4 * t * c**2
+
+    def _scale(self, si: int, load: ScaleLoad, rows: int, write: bool) -> ScaleCost:
+        images, c = self.request.images, self.config.width
+        grid = self.request.schedule.grids[si]
+        n, bits = grid[0] * grid[1], self.config.token_bits
+        flops = images * n * 2 * bits * c if si else 0
+        if load.run:
+            for layer in range(self.config.depth):
+                here = rows if layer < self.uncond_depth else images
+                pruned = load.layers is not None and layer in load.layers
+                flops += here * self._layer(layer, n, load if pruned else None)
+                if write:
+                    self.cached[layer] += load.cached if pruned else n
+            flops += self._head(rows, n, load, self.settings.guidance_scale[si])
+        else:
+            load = replace(load, kept=0)
+        bytes_each = 4 if self.request.device_type == "cpu" else 2
+        held = sum(
+            count * (rows if layer < self.uncond_depth else images)
+            for layer, count in enumerate(self.cached)
+        )
+        return ScaleCost(
+            scale=si,
+            grid=grid,
+            run=load.run,
+            rows=rows,
+            kept=n if load.run and load.layers is None else load.kept,
+            flops=flops,
+            cache_bytes=held * 2 * c * bytes_each,
+        )
+
+    def _layer(self, layer: int, n: int, load: ScaleLoad | None) -> int:
+        c, f = self.config.width, self.config.ffn_width
+
+        def tokens(branch: Branch) -> int:
+            return load.kept if load is not None and branch in load.branches else n
+
+        m = tokens("self_attention")
+        visible = m if load is None or load.visible is None else load.visible
+        attention = m * (8 * c**2 + 4 * (self.cached[layer] + visible) * c)
+        text = tokens("cross_attention") * (4 * c**2 + 4 * self.text_tokens * c)
+        return attention + text + tokens("ffn") * 4 * c * f
+
+    def _head(self, rows: int, n: int, load: ScaleLoad, guidance_scale: float) -> int:
+        guided = self.settings.guidance.logits and guidance_scale != 1
+        rows = rows if guided else self.request.images
+        c, positions = self.config.width, load.kept if load.head_on_kept else n
+        return rows * (positions * 4 * c * self.config.token_bits + 4 * c**2)
