@@ -33,6 +33,7 @@ class ScaleLoad:
         layers: pruned layers; None = none.
         branches: pruned branches of those layers; a pruned layer prunes all three.
         cached: tokens whose keys and values a pruned layer caches.
+        writes: False if no layer caches anything at this scale.
         visible: tokens of this scale that a pruned layer's queries see, if not just the kept ones.
         head_on_kept: logits are computed for kept tokens only.
     """
@@ -43,6 +44,7 @@ class ScaleLoad:
     layers: range | None = None
     branches: frozenset[Branch] = frozenset({"self_attention", "cross_attention", "ffn"})
     cached: int = 0
+    writes: bool = True
     visible: int | None = None
     head_on_kept: bool = False
 
@@ -237,7 +239,7 @@ class _Ledger:
                 here = rows if layer < self.uncond_depth else images
                 pruned = load.layers is not None and layer in load.layers
                 flops += here * self._layer(layer, n, load if pruned else None)
-                if write:
+                if write and load.writes:
                     self.cached[layer] += load.cached if pruned else n
             flops += self._head(rows, n, load, self.settings.guidance_scale[si])
         else:

@@ -68,8 +68,9 @@ class Selection:
         restore: what pruned positions receive (S10, S11). Published: ``nearest_state``; the others
             are ours, see ``stepvar_patch.upsample``.
         state_weight: share of the state in ``restore=blend``; the rest is the change.
-        kv_write: keys and values cached for later scales (S9; not published): of the kept tokens,
-            none, or for every position those of its nearest kept token.
+        kv_write: keys and values that a pruned scale caches for later ones (S9; not published): of
+            the kept tokens, none in any layer, or for every position those of its nearest kept
+            token.
         min_coverage: g, at least one kept token in every g × g square (S12, ours); 0 = off.
     """
 
@@ -176,7 +177,8 @@ class SelectionRun(RuledRun):
         return replace(
             load,
             layers=self.layers,
-            cached={"kept": load.kept, "none": 0, "propagate": n}[self.policy.kv_write],
+            cached=n if propagate else load.kept,
+            writes=self.policy.kv_write != "none",
             visible=n if propagate else None,
             head_on_kept=self.restore_codes is not None,
         )

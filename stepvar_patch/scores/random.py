@@ -10,14 +10,11 @@ _MASK = 0xFFFFFFFF
 
 
 def random_score(
-    si: int, positions: int, seed: int, device: torch.device | str = "cpu"
+    si: int, call: int, positions: int, seed: int, device: torch.device | str = "cpu"
 ) -> Float[Tensor, " n"]:
-    """Uniform numbers in (0, 1), a function of (seed, scale, position) alone.
-
-    All images share them, so that no image depends on its place in a batch.
-    """
+    """Uniform numbers in (0, 1), a function of (seed, scale, call, position) alone."""
     place = torch.arange(positions, device=device)
     zero = torch.zeros_like(place)
     key = (zero[:1] + (seed & _MASK), zero[:1] + (seed >> 32))
-    words = philox_4x32((place, zero, zero + si, zero + 1), key)
+    words = philox_4x32((place, zero + call, zero + si, zero), key)
     return (words[0].double() + 0.5) / 2.0**32
