@@ -1,5 +1,7 @@
 """A toy transformer with random weights that react to everything, and ways to run it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -70,6 +72,7 @@ def toy_run(
     settings: SamplingSettings | None = None,
     policy: PruningPolicy | None = None,
     noise: NoiseSource | None = None,
+    decode: Callable[[Tensor], Tensor] | None = None,
     attention: str = "sdpa",
     on_scale_end: list[ScaleEnd] | None = None,
 ) -> Tensor:
@@ -85,6 +88,7 @@ def toy_run(
         noise or PerImageNoise(range(len(text)), model.device),
         policy or DensePolicy(),
         images=len(text),
+        decode=decode,
         attention=attention,
         on_scale_end=None if on_scale_end is None else on_scale_end.append,
     )

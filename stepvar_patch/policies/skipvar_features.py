@@ -29,7 +29,8 @@ def sobel_magnitude(grey: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     """Gradient magnitude by 3×3 Sobel filters; the border line is repeated."""
     smooth, slope = grey.new_tensor([1.0, 2.0, 1.0]), grey.new_tensor([-1.0, 0.0, 1.0])
     kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]
-    return F.conv2d(F.pad(grey[:, None], (1, 1, 1, 1), mode="replicate"), kernels).norm(dim=1)
+    slopes = F.conv2d(F.pad(grey[:, None], (1, 1, 1, 1), mode="replicate"), kernels)
+    return slopes.square().sum(dim=1).sqrt()
 
 
 def high_frequency_share(grey: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
@@ -39,4 +40,5 @@ def high_frequency_share(grey: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
     y = torch.arange(h, device=grey.device)[:, None] - h // 2
     x = torch.arange(w, device=grey.device) - w // 2
     outside = y.square() + x.square() > int(0.4 * min(h, w) / 2) ** 2
-    return (amplitude * outside).sum(dim=(-2, -1)) / amplitude.sum(dim=(-2, -1)).clamp_min(1e-12)
+    fine, whole = (a.sum(dim=(-2, -1)) for a in (amplitude * outside, amplitude))
+    return fine / whole.clamp_min(1e-12)

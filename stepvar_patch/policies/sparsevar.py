@@ -22,10 +22,15 @@ from infinity.policy import (
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet
 from stepvar_patch.policies.ruled import RuledRun
-from stepvar_patch.rules import ScaleRule, Scales
+from stepvar_patch.policies.selection import BALANCED
+from stepvar_patch.rules import Scales
 from stepvar_patch.scores.layer_change import layer_change, resize_scores
-from stepvar_patch.select import top
+from stepvar_patch.select import lattice_score, top
 from stepvar_patch.upsample import nearest_source, nearest_state
+
+# Positions filled from one kept token have equal changes; so small a slope spreads those that are
+# kept among them evenly, where rounding would decide otherwise.
+_SPREAD = 2**-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +39,7 @@ class SparseVARPolicy:
 
     Attributes:
         scales: rule per scale; the anchors count towards its ``keep_ratio``. No ratio is published;
-            the default is the one of the same speed in this repository.
+            the default is StepVAR's, for equal speed.
         layer: the layer whose change is read, as a fraction of the depth. Published: one that
             attends to high frequencies, without its number.
         anchor_stride: every n-th row and column of the grid holds an anchor; 0 = no anchors.
@@ -44,14 +49,7 @@ class SparseVARPolicy:
     """
 
     kind: Literal["sparsevar"] = "sparsevar"
-    scales: Scales = field(
-        default_factory=lambda: {
-            "-4": ScaleRule(keep_ratio=0.6),
-            "-3": ScaleRule(keep_ratio=0.5),
-            "-2": ScaleRule(keep_ratio=0.5),
-            "-1": ScaleRule(keep_ratio=0.5),
-        }
-    )
+    scales: Scales = field(default_factory=lambda: dict(BALANCED))
     layer: Annotated[float, Ge(0), Lt(1)] = 0.75
     anchor_stride: Annotated[int, Ge(0)] = 4
 
@@ -115,7 +113,8 @@ class SparseVARRun(RuledRun):
         if si not in self.pruned:
             return self.plan(si)
         assert self.change is not None
-        scores = resize_scores(self.change, grid, view.grid)
+        scores = resize_scores(self.change, grid, view.grid).double()
+        scores = scores * (1 + _SPREAD * lattice_score(view.grid, scores.device))
         anchors = torch.tensor(self._anchors(view.grid), dtype=torch.long, device=scores.device)
         scores = scores.index_fill(1, anchors, torch.finfo(scores.dtype).max)
         self.keep = top(scores, self.kept(si), view.grid)

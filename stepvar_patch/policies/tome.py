@@ -105,18 +105,22 @@ class Merge:
     owner: Int64[Tensor, "b n"]
 
     def gather(self, x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
-        """Kept tokens, each the mean of itself and the tokens merged into it."""
+        """Kept tokens, each the mean of itself and the tokens merged into it.
+
+        Summed by ``index_put``, which on a GPU adds in a fixed order, unlike ``index_add``.
+        """
         tokens = pack(x, keep)
-        flat = self._flat_owner()
-        total = torch.zeros_like(tokens.x).index_add(0, flat, x.flatten(0, 1))
-        count = torch.zeros_like(tokens.x[:, :1]).index_add(
-            0, flat, torch.ones_like(x[..., :1]).flatten(0, 1)
+        slots = (self._flat_owner(),)
+        ones = torch.ones_like(x[..., :1])
+        total = torch.zeros_like(tokens.x).index_put(slots, x.flatten(0, 1), accumulate=True)
+        count = torch.zeros_like(tokens.x[:, :1]).index_put(
+            slots, ones.flatten(0, 1), accumulate=True
         )
         return tokens.with_x(total / count)
 
     def copy_back(self, fresh: PackedTokens, context: RestoreContext) -> Tensor:
         """Every position receives the branch output of the token that stands for it."""
-        return fresh.x[self._flat_owner()].unflatten(0, self.owner.shape)
+        return fresh.x[self._flat_owner()].view(*self.owner.shape, -1)
 
     def _flat_owner(self) -> Int64[Tensor, " total"]:
         rows = torch.arange(len(self.owner), device=self.owner.device)

@@ -16,7 +16,8 @@ def layer_change(
 
     Source: SparseVAR, spec pruning-methods §3 item 1.
     """
-    return (after.float() - before.float()).square().mean(dim=-1)
+    change: Tensor = (after.float() - before.float()).square().mean(dim=-1)
+    return change
 
 
 def resize_scores(
@@ -26,7 +27,7 @@ def resize_scores(
 
     Source: spec pruning-methods §3 item 2; the kind of resize is not published, ours is bilinear.
     """
-    maps = scores.unflatten(1, grid)[:, None]
+    maps = scores.reshape(-1, 1, *grid)
     if grid != target:
         maps = F.interpolate(maps, size=target, mode="bilinear", align_corners=False)
     return maps.flatten(1)
