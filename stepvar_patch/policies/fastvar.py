@@ -3,7 +3,7 @@
 Shape legend: B images, b rows, N positions, C width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Le
@@ -25,6 +25,7 @@ from infinity.policy import (
 )
 from infinity.schedule import Grid
 from infinity.tokens import PackedTokens, unpack
+from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun, layer_range
 from stepvar_patch.rules import ScaleRule, Scales
 from stepvar_patch.scores.mean_distance import mean_distance
@@ -91,6 +92,10 @@ class FastVARRun(RuledRun):
                 f"fastvar: scales prunes scale {first}, before which no scale runs; allowed: "
                 "scales after an executed one, whose branch outputs fill the pruned positions"
             )
+
+    def load(self, si: int) -> ScaleLoad:
+        load = super().load(si)
+        return replace(load, layers=self.layers) if si in self.pruned else load
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         self.events = frozenset[Event]({"branch"} if si == self.cached_scale else ())

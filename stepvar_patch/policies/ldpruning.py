@@ -21,6 +21,7 @@ from infinity.policy import (
     ScaleView,
 )
 from infinity.tokens import KeepSet
+from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun
 from stepvar_patch.rules import ScaleRule, Scales
 from stepvar_patch.scores.haar_energy import haar_energy
@@ -100,6 +101,19 @@ class LDPruningRun(RuledRun):
         self.distance: Tensor | None = None
         self.stopped = False
         self.counts: tuple[int, ...] = ()
+
+    def load(self, si: int) -> ScaleLoad:
+        """What scale ``si`` costs.
+
+        Raises:
+            UserError: the codes or logits decide that.
+        """
+        if self.stopping or (self.policy.energy_share < 1 and si in self.rules):
+            raise UserError(
+                "ldpruning keeps tokens and rows by what it has drawn so far, so its cost cannot "
+                "be told beforehand"
+            )
+        return replace(super().load(si), head_on_kept=si in self.pruned)
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         listening = self.stopping and not self.stopped and si >= self.stop_from - 1

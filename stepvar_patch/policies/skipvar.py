@@ -17,6 +17,7 @@ from infinity.policy import PolicyRequest, PolicyRun, ScalePlan, ScaleView
 from infinity.schedule import Grid
 from infinity.tokenizer.quantizer import resize
 from infinity.tokens import KeepSet, pack, unpack
+from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun
 from stepvar_patch.policies.skipvar_features import preview_features
 from stepvar_patch.rules import ScaleRule, Scales
@@ -142,6 +143,19 @@ class SkipVARRun(RuledRun):
                     f"{len(fit.bias)} of bias; allowed: equally many, at most "
                     f"{-decision.after_scale}, the scales after the decision and none"
                 )
+
+    def load(self, si: int) -> ScaleLoad:
+        """What scale ``si`` costs.
+
+        Raises:
+            UserError: the early pictures decide that.
+        """
+        if self.decision is not None:
+            raise UserError(
+                "skipvar with a decision drops scales and rows by its early pictures, so its cost "
+                "cannot be told beforehand"
+            )
+        return super().load(si)
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         if si == self.decided_after:

@@ -40,5 +40,6 @@ def high_frequency_share(grey: Float[Tensor, "b h w"]) -> Float[Tensor, " b"]:
     y = torch.arange(h, device=grey.device)[:, None] - h // 2
     x = torch.arange(w, device=grey.device) - w // 2
     outside = y.square() + x.square() > int(0.4 * min(h, w) / 2) ** 2
-    fine, whole = (a.sum(dim=(-2, -1)) for a in (amplitude * outside, amplitude))
-    return fine / whole.clamp_min(1e-12)
+    fine, whole = (a.flatten(1).sum(dim=1) for a in (amplitude * outside, amplitude))
+    share: Tensor = fine / whole.clamp_min(1e-12)
+    return share

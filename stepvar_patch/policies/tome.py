@@ -3,7 +3,7 @@
 Shape legend: b rows, N positions, S sources, D destinations, M computed tokens, C width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
 
 import torch
@@ -24,6 +24,7 @@ from infinity.policy import (
 )
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet, PackedTokens, pack
+from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun, layer_range
 from stepvar_patch.rules import ScaleRule, Scales
 
@@ -81,6 +82,18 @@ class ToMeRun(RuledRun):
                     f"{self.rules[si].keep_ratio}; allowed on its {h}×{w} grid: at least "
                     f"{least / (h * w):.4g}, one token per 2×2 cell"
                 )
+
+    def load(self, si: int) -> ScaleLoad:
+        load = super().load(si)
+        if si not in self.pruned:
+            return load
+        n = self.request.schedule.tokens_per_scale[si]
+        return replace(
+            load,
+            layers=self.layers,
+            branches=frozenset[Branch](self.branches),
+            cached=load.kept if "self_attention" in self.branches else n,
+        )
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         return self.plan(si, inside="branch" if si in self.pruned else None)

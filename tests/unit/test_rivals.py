@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinity.config import PRESETS
 from infinity.errors import UserError
 from infinity.policy import (
     Branch,
@@ -25,6 +27,8 @@ from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import ScaleSchedule, scale_schedule
 from infinity.tokens import pack
 from infinity.transformer.model import InfinityTransformer
+from stepvar_patch.cost import plan_cost
+from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.policies.fastvar import FastVARPolicy, FastVARRun, resize_area
 from stepvar_patch.policies.ldpruning import LDPruningPolicy
 from stepvar_patch.policies.skipvar import (
@@ -41,7 +45,7 @@ from stepvar_patch.rules import ScaleRule
 from stepvar_patch.scores.haar_energy import haar_energy
 from stepvar_patch.scores.layer_change import layer_change, resize_scores
 from stepvar_patch.scores.mean_distance import mean_distance
-from tests.toy import toy_model, toy_run, toy_text
+from tests.toy import toy_model, toy_run, toy_settings, toy_text
 
 
 @pytest.fixture(autouse=True)
@@ -511,3 +515,41 @@ def test_refusals_are_one_sentence(policy: PruningPolicy, message: str | None) -
 def test_an_adaptive_skip_needs_a_decoder() -> None:
     with pytest.raises(UserError, match="needs a picture decoder"):
         toy_run(model(), toy_text(model(), (3,)), policy=adaptive(always(1), always(0)))
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        FastVARPolicy(),
+        FastVARPolicy(scales=HALF, layers=(0, 1)),
+        SparseVARPolicy(scales=HALF),
+        SkipVARPolicy(),
+        LDPruningPolicy(energy_share=1, branch_stop=0, scales=HALF),
+        ToMePolicy(),
+        ToMePolicy(branches=("cross_attention", "ffn"), layers=(0.4, 1)),
+    ],
+    ids=lambda policy: policy.name,
+)
+def test_the_cost_told_beforehand_is_the_cost_counted(policy: PruningPolicy) -> None:
+    schedule = scale_schedule(1.0, "0.06M")
+    preset = PRESETS["embedded"]
+    config = replace(
+        preset,
+        transformer=model().config,
+        tokenizer=replace(preset.tokenizer, codebook_dim=6),
+        text_encoder=replace(preset.text_encoder, width=128),
+    )
+    text = toy_text(model(), (12,))
+    request = PolicyRequest(schedule, 1, 2, 3, 64, 2, False, "cpu")
+    settings = toy_settings(schedule)
+    told = plan_cost(policy, config, request, settings=settings, text_tokens=12).flops
+    counted = count_flops(lambda: toy_run(model(), text, schedule, policy=policy))
+    assert told == pytest.approx(counted, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "policy", [LDPruningPolicy(), adaptive(always(0), always(0))], ids=lambda policy: policy.name
+)
+def test_no_cost_is_told_where_the_picture_decides(policy: PruningPolicy) -> None:
+    with pytest.raises(UserError, match="cannot be told beforehand"):
+        plan_cost(policy, PRESETS["embedded"], request_of())
