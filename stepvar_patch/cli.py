@@ -15,12 +15,13 @@ from typing import Annotated, Any, Literal
 import typer
 
 from infinity.errors import UserError
-from stepvar_patch import cli_train
+from stepvar_patch import cli_pruning, cli_train
 from stepvar_patch.terminal import (
     Interrupted,
     Json,
     Overrides,
     configure_logging,
+    load_pipeline_of,
     say,
     talk,
     verb,
@@ -35,12 +36,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_train.app, name="train")
-
-
-def _load_pipeline() -> Callable[..., Any]:
-    from infinity.pipeline import InfinityPipeline
-
-    return InfinityPipeline.from_pretrained
 
 
 @verb(app)
@@ -58,7 +53,7 @@ def generate(
     from stepvar_patch.experiments.generate import run
     from stepvar_patch.progress import RunProgress
 
-    load = context.obj or _load_pipeline()
+    load = load_pipeline_of(context)
     with RunProgress(talk) as progress:
         summary = run(settings, progress, load)
     found = f", {summary.resumed} were finished before" if summary.resumed else ""
@@ -100,7 +95,7 @@ def replay(
     """Draw an image again and compare the pixels (exit code 1 when they differ)."""
     from stepvar_patch.experiments.replay import replay as draw_again
 
-    load = context.obj or _load_pipeline()
+    load = load_pipeline_of(context)
     result = draw_again(
         image,
         load,
@@ -160,21 +155,40 @@ def convert(
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="A generate config to check.")] = None,
     overrides: Overrides = None,
+    shape: Annotated[
+        str | None,
+        typer.Option(help="Preset that stands in for the model's files, e.g. infinity-2b."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Print what this machine offers, and check a config without reading weights."""
+    """Print what this machine offers; check a config and tell its cost without reading weights."""
     from stepvar_patch.doctor import environment
 
-    report = environment()
+    report: dict[str, Any] = dict(environment())
+    plan = ""
     if config is not None:
+        from infinity.config import PRESETS
+        from stepvar_patch.experiments.dry_run import as_text, dry_run
         from stepvar_patch.experiments.loading import load_config
         from stepvar_patch.experiments.plan import check
         from stepvar_patch.experiments.schema import GenerateConfig
 
+        if shape is not None and shape not in PRESETS:
+            raise UserError(f"--shape {shape} is unknown; allowed: {', '.join(PRESETS)}")
         settings = load_config(GenerateConfig, config, overrides or [])
-        report["config"] = f"{config}: valid, {check(settings).images} images"
+        checked = check(settings, PRESETS[shape] if shape else None)
+        report["config"] = f"{config}: valid, {checked.images} images"
+        cost = dry_run(settings, checked.model, checked.device.partition(":")[0])
+        plan = f"\n\n{as_text(cost)}"
     width = max(map(len, report))
-    say(report, "\n".join(f"{key:{width}}  {value}" for key, value in report.items()), as_json)
+    text = "\n".join(f"{key:{width}}  {value}" for key, value in report.items())
+    if plan:
+        report["plan"] = cost.to_json()
+    say(report, text + plan, as_json)
+
+
+verb(app)(cli_pruning.ablate)
+verb(app)(cli_pruning.show_masks)
 
 
 def main(

@@ -4,19 +4,22 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from infinity.errors import UserError
 from infinity.io.files import write_atomic, write_error
+from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
 from stepvar_patch.experiments.compare import Drawn, call, compare, draw
 from stepvar_patch.experiments.generate import Progress, settings_of, versions
 from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.experiments.plan import CheckedRun, ImageJob, check, jobs
-from stepvar_patch.experiments.pruning import pruned, resolve_pruning
+from stepvar_patch.experiments.pruning import resolve_pruning
+from stepvar_patch.policies.oracle import OraclePolicy
 
 ROWS = "rows.jsonl"
 """One line per cell and image: what is finished."""
@@ -33,7 +36,8 @@ class Row:
         seed: of the image.
         ms: of the scale loop.
         dense_ms: of the dense run's, in the same minute on the same machine.
-        flops: of text-conditioned scales, counted while it ran; None where not counted.
+        flops: of the scale loop, counted while it ran; None where not counted. The oracle's own
+            dense run is taken off: it stands for a perfect score that costs nothing.
         dense_flops: likewise.
     """
 
@@ -142,11 +146,10 @@ class _Bench:
         original, dense_flops = self._dense(job, settings, count)
         flops = None
         with _named(cell):
-            if count and policy is not None:
-                with pruned(self.pipeline, policy):
-                    flops = self._flops(job, settings)
-            elif count:
-                flops = dense_flops
+            if dense_flops is not None:
+                flops = self._flops(job, settings, policy) if policy else dense_flops
+                if isinstance(policy, OraclePolicy):
+                    flops -= dense_flops
             drawn = draw(self.pipeline, job, settings, policy)
         quality = compare(drawn, original)
         return Row(
@@ -169,30 +172,29 @@ class _Bench:
             if not self.warm:
                 draw(self.pipeline, job, settings, None)
                 self.warm = True
-            flops = self._flops(job, settings) if count else None
+            flops = self._flops(job, settings, None) if count else None
             self.dense[key] = draw(self.pipeline, job, settings, None), flops
         return self.dense[key]
 
-    def _flops(self, job: ImageJob, settings: Mapping[str, Any]) -> int:
+    def _flops(
+        self, job: ImageJob, settings: Mapping[str, Any], policy: PruningPolicy | None
+    ) -> int:
         """Of the scale loop: text encoding is counted apart and taken off."""
         texts = [text for text in (job.row.prompt, job.negative_prompt) if text]
         encode = self.pipeline.text_encoder.encode
-        whole = count_flops(lambda: call(self.pipeline, job, settings, output_type="latent"))
+        whole = count_flops(
+            lambda: call(self.pipeline, job, settings, policy, output_type="latent")
+        )
         return whole - sum(count_flops(lambda text=text: encode([text])) for text in texts)
 
 
-class _named:
-    """Puts the cell's name before a user's mistake that only drawing could find."""
-
-    def __init__(self, cell: Cell) -> None:
-        self.cell = cell
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        if isinstance(error, UserError):
-            raise UserError(f"cell '{self.cell.label}': {error}") from error
+@contextmanager
+def _named(cell: Cell) -> Iterator[None]:
+    """Puts the cell's label before a user's mistake that only drawing could find."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"cell '{cell.label}': {error}") from error
 
 
 def _model_key(cell: Cell, checked: CheckedRun) -> tuple[Any, ...]:

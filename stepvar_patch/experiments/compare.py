@@ -12,7 +12,7 @@ from stepvar_patch.experiments.metrics.bit_agreement import bit_agreement, first
 from stepvar_patch.experiments.metrics.psnr import psnr
 from stepvar_patch.experiments.metrics.ssim import ssim
 from stepvar_patch.experiments.plan import ImageJob
-from stepvar_patch.experiments.pruning import pruned
+from stepvar_patch.experiments.pruning import draw_pruned
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,10 +50,17 @@ class Comparison:
     first_divergence: int | None
 
 
-def call(pipeline: Any, job: ImageJob, settings: Mapping[str, Any], **more: Any) -> Any:
+def call(
+    pipeline: Any,
+    job: ImageJob,
+    settings: Mapping[str, Any],
+    policy: PruningPolicy | None,
+    **more: Any,
+) -> Any:
     """The pipeline's output for one image of a run."""
     negative = [job.negative_prompt] if job.negative_prompt else None
-    return pipeline([job.row.prompt], negative_prompt=negative, seed=[job.seed], **settings, **more)
+    given = {"negative_prompt": negative, "seed": [job.seed], **settings, **more}
+    return draw_pruned(pipeline, policy, [job.row.prompt], **given)
 
 
 def draw(
@@ -76,8 +83,7 @@ def draw(
     def keep(end: Any) -> None:
         codes[end.scale], latents[end.scale] = end.codes[0], end.latent[0]
 
-    with pruned(pipeline, policy):
-        out = call(pipeline, job, settings, output_type="pt", callback_on_scale_end=keep)
+    out = call(pipeline, job, settings, policy, output_type="pt", callback_on_scale_end=keep)
     image = out.images[0].clamp(0, 1)
     return Drawn(image=image, codes=codes, latents=latents, ms=out.timings["scales"])
 

@@ -16,7 +16,7 @@ from infinity.io.images import Provenance, contact_sheet, strip, write_png
 from infinity.io.manifest import ImageRow, RunFolder, file_sha256
 from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.plan import ImageJob, check, jobs
-from stepvar_patch.experiments.pruning import pruned, recorded, resolve_pruning
+from stepvar_patch.experiments.pruning import draw_pruned, recorded, resolve_pruning
 from stepvar_patch.experiments.schema import FREE_ON_RESUME, GenerateConfig, ImageSettings
 
 CONTACT_SHEET = "contact_sheet.png"
@@ -80,12 +80,11 @@ def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline)
             )
             _check_weights(folder, config, pipeline.digest)
             policy = resolve_pruning(config, pipeline.config)
-            with pruned(pipeline, policy):
-                maker = _Maker(config, folder, pipeline, checked.dtype, policy)
-                every = jobs(config)
-                while batch := list(islice(every, maker.batch_size)):
-                    if made := maker.make(batch):
-                        progress.advance(made)
+            maker = _Maker(config, folder, pipeline, checked.dtype, policy)
+            every = jobs(config)
+            while batch := list(islice(every, maker.batch_size)):
+                if made := maker.make(batch):
+                    progress.advance(made)
         if config.contact_sheet:
             _write_contact_sheet(folder, config)
     seconds = time.perf_counter() - start
@@ -141,7 +140,7 @@ class _Maker:
         policy: PruningPolicy | None,
     ) -> None:
         self.config, self.folder, self.pipeline = config, folder, pipeline
-        self.settings = settings_of(config, pipeline)
+        self.settings, self.policy = settings_of(config, pipeline), policy
         device = pipeline.device.type
         self.batch_size = 1
         if device != "cpu":
@@ -168,7 +167,9 @@ class _Maker:
             return 0
         previews = _Previews(self.pipeline.decode)
         try:
-            out = self.pipeline(
+            out = draw_pruned(
+                self.pipeline,
+                self.policy,
                 [job.row.prompt for job in batch],
                 negative_prompt=_negative_prompts(batch),
                 seed=[job.seed for job in batch],

@@ -1,13 +1,16 @@
 """What a generation run will draw and where, checked before any weight is read."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from infinity.config import ModelConfig
 from infinity.errors import UserError
 from infinity.io.manifest import image_name
 from infinity.io.prompts import PromptRow, derived_seed, read_prompts
-from stepvar_patch.experiments.pruning import resolve_pruning
+from stepvar_patch.experiments.problems import report
+from stepvar_patch.experiments.pruning import policy_request, resolve_pruning, sampling_settings
 from stepvar_patch.experiments.schema import GenerateConfig
 
 
@@ -56,60 +59,77 @@ class CheckedRun:
         digest: of the model directory; ``None`` for official files, which are hashed when loaded.
         device: where it runs.
         dtype: in which precision.
+        model: its shapes.
     """
 
     images: int
     digest: str | None
     device: str
     dtype: str
+    model: ModelConfig
 
 
-def check(config: GenerateConfig) -> CheckedRun:
+def check(config: GenerateConfig, shape: ModelConfig | None = None) -> CheckedRun:
     """Checks all of a run that can be checked without reading weights.
 
     Args:
         config: of the run.
+        shape: stands in for the model's files, which are then not looked at.
 
     Returns:
         What was found.
 
     Raises:
-        UserError: a mistake in the prompt file, a setting that the model cannot take, no model, or
-            a GPU that is not there.
+        UserError: every mistake in prompts, settings, pruning or model, and a GPU that is not
+            there.
     """
-    from infinity.checkpoint import digest, load_model_config
-    from infinity.picture import picture_schedule
-    from infinity.sampling.settings import resolve_settings
+    found: list[str] = []
+    device, dtype = "cpu", "float32"
+    with _collecting(found):
+        device, dtype = resolve_device(config.device, config.dtype)
+    images = 0
+    with _collecting(found):
+        images = sum(1 for _ in jobs(config))
+    identity, model = None, shape
+    if shape is None:
+        with _collecting(found):
+            identity, model = _identify(config)
+    if model is not None:
+        with _collecting(found):
+            schedule = policy_request(model, config).schedule
+            sampling_settings(config, model, schedule)
+        with _collecting(found):
+            resolve_pruning(config, model)
+    if found or model is None:
+        raise UserError(report(list(dict.fromkeys(found))))
+    return CheckedRun(images=images, digest=identity, device=device, dtype=dtype, model=model)
 
-    device, dtype = resolve_device(config.device, config.dtype)
-    images = sum(1 for _ in jobs(config))
+
+@contextmanager
+def _collecting(found: list[str]) -> Iterator[None]:
+    """Notes a user's mistake instead of stopping at it."""
+    try:
+        yield
+    except UserError as error:
+        found.append(str(error))
+
+
+def _identify(config: GenerateConfig) -> tuple[str | None, ModelConfig]:
+    """Digest of the model directory, or None for official files, and the model's shapes."""
+    from infinity.checkpoint import digest, load_model_config, open_official
+
     path = Path(config.model)
     if config.tokenizer is not None:
         for name, file in (("model", path), ("tokenizer", Path(config.tokenizer))):
             if not file.exists():
                 raise UserError(f"{name}: {file} does not exist")
-        return CheckedRun(images=images, digest=None, device=device, dtype=dtype)
+        return None, open_official(path, Path(config.tokenizer)).config
     if not path.is_dir():
         raise UserError(
             f"model: {path} is not a folder; give a model directory, or an official transformer "
             "with its tokenizer=FILE"
         )
-    model = load_model_config(path)
-    schedule = picture_schedule(
-        model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
-    )
-    resolve_pruning(config, model)
-    resolve_settings(
-        model.sampling,
-        len(schedule),
-        model.transformer.depth,
-        guidance_scale=config.guidance_scale,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        guidance_layers=config.guidance_layers,
-    )
-    return CheckedRun(images=images, digest=digest(path), device=device, dtype=dtype)
+    return digest(path), load_model_config(path)
 
 
 def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:

@@ -1,6 +1,5 @@
 """The ``pruning`` part of a config: a policy's settings, or a speed-up to be solved for."""
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -10,7 +9,11 @@ from pydantic import ConfigDict, Field
 from infinity.config import ModelConfig
 from infinity.picture import picture_schedule
 from infinity.policy import PolicyRequest, PruningPolicy
+from infinity.sampling.loop import SamplingSettings
+from infinity.sampling.settings import resolve_settings
+from infinity.schedule import ScaleSchedule
 from stepvar_patch.policies import POLICIES, Policy
+from stepvar_patch.policies.oracle import OraclePolicy, draw_with_oracle
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -39,6 +42,24 @@ else:
     ]
 
 
+def sampling_settings(config: Any, model: ModelConfig, schedule: ScaleSchedule) -> SamplingSettings:
+    """How a config samples, the model's own settings where it says nothing.
+
+    Raises:
+        UserError: a setting that the model or the schedule cannot take.
+    """
+    return resolve_settings(
+        model.sampling,
+        len(schedule),
+        model.transformer.depth,
+        guidance_scale=config.guidance_scale,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        guidance_layers=config.guidance_layers,
+    )
+
+
 def policy_request(
     model: ModelConfig, config: Any, *, images: int = 1, device_type: str = "cpu"
 ) -> PolicyRequest:
@@ -56,9 +77,7 @@ def policy_request(
     schedule = picture_schedule(
         model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
     )
-    scale = config.guidance_scale
-    scale = model.sampling.guidance_scale if scale is None else scale
-    guided = scale != 1 if isinstance(scale, float | int) else any(s != 1 for s in scale)
+    guided = sampling_settings(config, model, schedule).guided
     shape = model.transformer
     return PolicyRequest(
         schedule,
@@ -92,22 +111,26 @@ def resolve_pruning(config: Any, model: ModelConfig) -> PruningPolicy | None:
     if setting.target_speedup is not None:
         from stepvar_patch.cost import solve
 
-        policy = solve(policy, setting.target_speedup, model, request)
+        settings = sampling_settings(config, model, request.schedule)
+        policy = solve(policy, setting.target_speedup, model, request, settings=settings)
     policy.start(request)
     return policy
 
 
-def pruned(pipeline: Any, policy: PruningPolicy | None) -> AbstractContextManager[object]:
-    """The time during which a pipeline draws under ``policy``; None leaves it as it is.
+def draw_pruned(pipeline: Any, policy: PruningPolicy | None, *args: Any, **kwargs: Any) -> Any:
+    """``pipeline(*args, **kwargs)`` under ``policy``; None leaves the pipeline as it is.
 
     Raises:
-        UserError: the policy does not fit the pipeline.
+        UserError: the policy does not fit the pipeline, or what the pipeline itself refuses.
     """
     if policy is None:
-        return nullcontext()
+        return pipeline(*args, **kwargs)
+    if isinstance(policy, OraclePolicy):
+        return draw_with_oracle(pipeline, policy, *args, **kwargs)
     from stepvar_patch.patch import apply
 
-    return apply(pipeline, policy)
+    with apply(pipeline, policy):
+        return pipeline(*args, **kwargs)
 
 
 def recorded(policy: PruningPolicy | None) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from infinity.io.images import Provenance, read_png, write_png
 from stepvar_patch.experiments.generate import settings_of, versions
 from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.problems import describe, parse
-from stepvar_patch.experiments.pruning import pruned, resolve_pruning
+from stepvar_patch.experiments.pruning import draw_pruned, resolve_pruning
 from stepvar_patch.experiments.schema import ImageSettings, ReplayTarget
 
 
@@ -78,13 +78,14 @@ def replay(
             f"{pipeline.digest[:12]}…; name the right model with --model"
         )
     negative = provenance.negative_prompt
-    with pruned(pipeline, resolve_pruning(settings, pipeline.config)):
-        again = pipeline(
-            [provenance.prompt],
-            negative_prompt=[negative] if negative else None,
-            seed=[provenance.seed],
-            **settings_of(settings, pipeline),
-        ).images[0]
+    again = draw_pruned(
+        pipeline,
+        resolve_pruning(settings, pipeline.config),
+        [provenance.prompt],
+        negative_prompt=[negative] if negative else None,
+        seed=[provenance.seed],
+        **settings_of(settings, pipeline),
+    ).images[0]
     if output is not None:
         here = {**provenance.settings, "device": used_device.partition(":")[0]}
         write_png(output, again, replace(provenance, settings=here, versions=versions()))

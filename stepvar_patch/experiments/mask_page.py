@@ -1,0 +1,195 @@
+"""Maps of every scale as one PNG strip, and as one HTML page that needs no server."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from infinity.io.files import write_atomic
+from infinity.io.images import write_png
+from infinity.schedule import Grid
+
+_DIMMED = 0.25
+"""Brightness of a token that is not computed."""
+
+_DIFFERENCE_GAIN = 4.0
+_CELL_PX = 160
+_PAGE_PX = 288
+_GAP_PX = 4
+_LABEL_PX = 16
+
+
+class Seen(Protocol):
+    """What `stepvar_patch.experiments.masks` saw of a scale."""
+
+    grid: Grid
+    structure: Tensor
+    texture: Tensor
+    kept: Tensor
+    run: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalePictures:
+    """One column of the strip.
+
+    Attributes:
+        title: scale, grid and kept tokens.
+        panels: caption → picture.
+    """
+
+    title: str
+    panels: dict[str, Image.Image]
+
+    @staticmethod
+    def of(
+        si: int,
+        seen: Seen,
+        so_far: Float[Tensor, "3 h w"],
+        now: Float[Tensor, "3 h w"],
+        dense: Float[Tensor, "3 h w"],
+    ) -> "ScalePictures":
+        """The pictures of scale ``si``.
+
+        Args:
+            si: index of the scale.
+            seen: scores and kept tokens.
+            so_far: picture before the scale, in [0, 1].
+            now: picture after it.
+            dense: the dense run's picture after it.
+        """
+        h, w = seen.grid
+        size = so_far.shape[2], so_far.shape[1]
+        kept = int(seen.kept.sum().round())
+        state = f"{kept} of {h * w} tokens" if seen.run else "not run"
+        light = _DIMMED + (1 - _DIMMED) * _scaled(seen.kept, seen.grid, size)
+        return ScalePictures(
+            title=f"scale {si}: {h} × {w}, {state}",
+            panels={
+                "structure": _picture(_scaled(_unit(seen.structure), seen.grid, size)),
+                "texture": _picture(_scaled(_unit(seen.texture), seen.grid, size)),
+                "kept": _picture(_array(so_far) * light[..., None]),
+                "picture": _picture(_array(now)),
+                f"difference to dense × {_DIFFERENCE_GAIN:g}": _picture(
+                    np.abs(_array(now) - _array(dense)) * _DIFFERENCE_GAIN
+                ),
+            },
+        )
+
+
+def write_strip(path: Path, scales: Sequence[ScalePictures]) -> None:
+    """Writes one picture: a column per scale, a row per panel.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    columns, rows = len(scales), len(scales[0].panels)
+    any_panel = next(iter(scales[0].panels.values()))
+    size = (_CELL_PX, max(1, round(_CELL_PX * any_panel.height / any_panel.width)))
+    step_x, step_y = size[0] + _GAP_PX, size[1] + _GAP_PX
+    sheet = Image.new("RGB", (columns * step_x + _GAP_PX, rows * step_y + _LABEL_PX), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for column, scale in enumerate(scales):
+        x = _GAP_PX + column * step_x
+        draw.text((x, 2), scale.title, fill="black", font=font)
+        for row, panel in enumerate(scale.panels.values()):
+            sheet.paste(panel.resize(size), (x, _LABEL_PX + row * step_y))
+    write_png(path, sheet)
+
+
+def write_page(
+    path: Path, scales: Sequence[ScalePictures], prompt: str, policy: str, seed: int
+) -> None:
+    """Writes one page with a slider over the scales; pictures are inside it.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    sections = "\n".join(_section(index, scale) for index, scale in enumerate(scales))
+    page = _PAGE.format(
+        prompt=html.escape(prompt),
+        policy=html.escape(policy),
+        seed=seed,
+        last=len(scales) - 1,
+        sections=sections,
+        width=_PAGE_PX,
+    )
+    write_atomic(path, lambda file: file.write(page.encode()))
+
+
+def _section(index: int, scale: ScalePictures) -> str:
+    figures = "".join(
+        f'<figure><img alt="{html.escape(name)}" src="{_data(panel)}">'
+        f"<figcaption>{html.escape(name)}</figcaption></figure>"
+        for name, panel in scale.panels.items()
+    )
+    return f'<section id="s{index}"><h2>{html.escape(scale.title)}</h2>{figures}</section>'
+
+
+def _data(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def _unit(scores: Tensor) -> Tensor:
+    low, high = scores.min(), scores.max()
+    return (scores - low) / (high - low).clamp_min(1e-12)
+
+
+def _scaled(values: Tensor, grid: Grid, size: tuple[int, int]) -> Any:
+    """``(h, w)`` array of a map in [0, 1], each token a rectangle of pixels."""
+    cells = Image.fromarray(values.view(grid).numpy().astype(np.float32))
+    return np.asarray(cells.resize(size, Image.Resampling.NEAREST))
+
+
+def _array(image: Tensor) -> Any:
+    return image.permute(1, 2, 0).cpu().numpy()
+
+
+def _picture(values: Any) -> Image.Image:
+    image = Image.fromarray((np.clip(values, 0, 1) * 255).round().astype(np.uint8))
+    return image.convert("RGB")
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Kept tokens: {prompt}</title>
+<style>
+body {{ font-family: system-ui, sans-serif; margin: 1.5rem; color: #222; }}
+h1 {{ font-size: 1.2rem; }} h2 {{ font-size: 1rem; }}
+input {{ width: min(100%, 40rem); }}
+section {{ display: none; }} section.shown {{ display: block; }}
+figure {{ display: inline-block; margin: 0 .5rem .5rem 0; }}
+img {{ width: {width}px; max-width: 100%; image-rendering: pixelated; }}
+figcaption {{ font-size: .85rem; }}
+</style>
+</head>
+<body>
+<h1>{prompt}</h1>
+<p>Policy {policy}, seed {seed}. Bright tokens are computed, dim ones are filled in.</p>
+<p><label>Scale <input id="scale" type="range" min="0" max="{last}" value="{last}"></label></p>
+{sections}
+<script>
+const slider = document.getElementById("scale");
+function show() {{
+  document.querySelectorAll("section").forEach((section, index) =>
+    section.classList.toggle("shown", index === Number(slider.value)));
+}}
+slider.addEventListener("input", show);
+show();
+</script>
+</body>
+</html>
+"""

@@ -1,0 +1,175 @@
+"""What a policy keeps, seen: maps of every scale beside the picture so far."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from infinity.errors import UserError
+from infinity.io.files import write_error
+from infinity.policy import (
+    Branch,
+    BranchPlan,
+    Event,
+    PolicyRequest,
+    PolicyRun,
+    PruningPolicy,
+    ScalePlan,
+    ScaleView,
+)
+from infinity.schedule import Grid
+from infinity.tokens import KeepSet
+from stepvar_patch.experiments.compare import draw
+from stepvar_patch.experiments.generate import settings_of
+from stepvar_patch.experiments.mask_page import ScalePictures, write_page, write_strip
+from stepvar_patch.experiments.plan import check, jobs
+from stepvar_patch.experiments.pruning import resolve_pruning
+from stepvar_patch.experiments.schema import GenerateConfig
+from stepvar_patch.policies.oracle import OraclePolicy
+from stepvar_patch.scores.structure import principal_directions, structure_score
+from stepvar_patch.scores.texture import texture_score
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenScale:
+    """One scale as the policy saw and decided it, for the first image.
+
+    Attributes:
+        grid: of the maps.
+        structure, texture: StepVAR's scores of the stream, whatever the policy.
+        kept: share of the decisions that kept each token: 0 or 1, or in between where layers or
+            branches decide for themselves.
+        run: False when the scale was left out.
+    """
+
+    grid: Grid
+    structure: Float[Tensor, " n"]
+    texture: Float[Tensor, " n"]
+    kept: Float[Tensor, " n"]
+    run: bool
+
+
+class Watched:
+    """A policy that does as another one, and remembers what that decided."""
+
+    def __init__(self, policy: PruningPolicy) -> None:
+        self.policy = policy
+        self.name = policy.name
+        self.scales: dict[int, SeenScale] = {}
+
+    def start(self, request: PolicyRequest) -> PolicyRun:
+        self.scales.clear()
+        return _WatchedRun(self.policy.start(request), request, self.scales)
+
+
+class _WatchedRun:
+    def __init__(
+        self, inner: PolicyRun, request: PolicyRequest, scales: dict[int, SeenScale]
+    ) -> None:
+        self.inner, self.request, self.scales = inner, request, scales
+        self.cached_tokens = inner.cached_tokens
+        self.votes: list[Tensor] = []
+
+    @property
+    def events(self) -> frozenset[Event]:
+        return self.inner.events
+
+    def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
+        plan = self.inner.plan_scale(si, view)
+        x, n = view.x[:1], view.x.shape[1]
+        self.votes = [] if plan.keep is None else [_mask(plan.keep, n)]
+        self._remember(si, x, view.grid, plan.run)
+        return plan
+
+    def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None:
+        plan = self.inner.plan_branch(si, layer, branch, x)
+        n = x.shape[1]
+        self.votes.append(torch.ones(n) if plan is None else _mask(plan.keep, n))
+        seen = self.scales[si]
+        self.scales[si] = SeenScale(
+            grid=seen.grid,
+            structure=seen.structure,
+            texture=seen.texture,
+            kept=torch.stack(self.votes).mean(0),
+            run=True,
+        )
+        return plan
+
+    def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
+        self.inner.after(event, si, layer, branch, data)
+
+    def _remember(self, si: int, x: Tensor, grid: Grid, run: bool) -> None:
+        kept = self.votes[0] if self.votes else torch.full((x.shape[1],), float(run))
+        self.scales[si] = SeenScale(
+            grid=grid,
+            structure=structure_score(x, principal_directions(x))[0].float().cpu(),
+            texture=texture_score(x, grid, "mean3")[0].float().cpu(),
+            kept=kept,
+            run=run,
+        )
+
+
+def _mask(keep: KeepSet, positions: int) -> Float[Tensor, " n"]:
+    """1 at the first image's kept positions, else 0."""
+    mask = torch.zeros(positions)
+    mask[keep.indices[: keep.counts[0]].cpu()] = 1
+    return mask
+
+
+def run(config: GenerateConfig, load_pipeline: Callable[..., Any]) -> dict[str, Path]:
+    """Draws the first prompt dense and pruned, and writes what was kept.
+
+    Args:
+        config: of a generate run, with a policy.
+        load_pipeline: reads the model.
+
+    Returns:
+        ``strip`` → PNG, ``page`` → HTML.
+
+    Raises:
+        UserError: no policy, a mistake in the config, or a place that cannot be written.
+    """
+    if config.pruning is None:
+        raise UserError("pruning is null; show-masks needs a policy, e.g. pruning=FILE")
+    checked = check(config)
+    folder = Path(config.output)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+    pipeline = load_pipeline(
+        config.model,
+        tokenizer=config.tokenizer,
+        text_encoder=config.text_encoder,
+        device=checked.device,
+        dtype=checked.dtype,
+    )
+    settings, policy = settings_of(config, pipeline), resolve_pruning(config, pipeline.config)
+    assert policy is not None
+    if isinstance(policy, OraclePolicy):
+        raise UserError("pruning.kind is oracle, which show-masks cannot watch; give another kind")
+    (job,) = islice(jobs(config), 1)
+    watched = Watched(policy)
+    dense = draw(pipeline, job, settings, None)
+    pruned = draw(pipeline, job, settings, watched)
+    pictures = []
+    latent = None
+    for si, seen in watched.scales.items():
+        before = pipeline.decode_tensor(latent) if latent is not None else None
+        latent = pruned.latents[si][None] if si in pruned.latents else latent
+        assert latent is not None
+        now, original = (
+            ((image[0] + 1) / 2).clamp(0, 1)
+            for image in map(pipeline.decode_tensor, (latent, dense.latents[si][None]))
+        )
+        so_far = now if before is None else ((before[0] + 1) / 2).clamp(0, 1)
+        pictures.append(ScalePictures.of(si, seen, so_far, now, original))
+    strip, page = folder / f"{job.name}.masks.png", folder / f"{job.name}.masks.html"
+    write_strip(strip, pictures)
+    write_page(page, pictures, job.row.prompt, policy.name, job.seed)
+    return {"strip": strip, "page": page}
