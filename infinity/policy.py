@@ -159,7 +159,8 @@ class PolicyRun(Protocol):
     Attributes:
         events: what :meth:`after` wants to hear; unsubscribed events cost nothing. Data per event:
             ``branch``: gated dense output ``(b, N, C)``; ``layer``: ``(before, after)``, both
-            ``(b, N, C)``; ``logits``: ``(cond, uncond or None)``; ``codes``: the latent so far.
+            ``(b, N, C)``; ``logits``: ``(cond, uncond or None)`` before temperature and guidance;
+            ``codes``: the latent so far.
         cached_tokens: upper bound of the keys that each scale writes to a layer's cache, per row.
     """
 

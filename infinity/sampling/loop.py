@@ -197,14 +197,13 @@ def _logits(
         logits = stack.model.logits(x, condition[:, None]).flatten(0, 1)
     else:
         logits = stack.model.logits(tokens.x[None], condition[tokens.row_ids()][None])[0]
+    if listening:
+        halves = (logits, None) if tokens.rows == images else logits.chunk(2)
+        policy.after("logits", si, -1, None, halves)
     logits = logits.mul(1 / temperature)
     if tokens.rows == images:
-        if listening:
-            policy.after("logits", si, -1, None, (logits, None))
         return logits
     cond, uncond = logits.chunk(2)
-    if listening:
-        policy.after("logits", si, -1, None, (cond, uncond))
     return guide(cond, uncond, scale) if combine else cond
 
 

@@ -1,7 +1,7 @@
 """Invariants of the scale loop that every policy relies on."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import pytest
@@ -21,6 +21,7 @@ from infinity.policy import (
     ScalePlan,
     ScaleView,
 )
+from infinity.sampling.bits import guide
 from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import TEMPLATES, scale_schedule
@@ -233,6 +234,31 @@ def test_rows_can_be_dropped_by_a_plan(rows: str) -> None:
     out = toy_run(model, text, policy=policy)
     assert out.isfinite().all()
     assert not torch.equal(out, toy_run(model, text))
+
+
+def test_a_policy_hears_logits_that_no_temperature_has_scaled() -> None:
+    model, schedule, heard = toy_model(), scale_schedule(1.0, "0.06M"), list[Tensor]()
+
+    class Hearing(DenseRun):
+        events = frozenset({"logits"})
+
+        def after(self, event: str, si: int, layer: int, branch: Branch | None, data: Any) -> None:
+            heard.append(guide(*data, 3.0) / temperatures[si])
+
+    @dataclass(frozen=True)
+    class Listener:
+        name: str = "listener"
+
+        def start(self, request: PolicyRequest) -> PolicyRun:
+            return Hearing(request)
+
+    temperatures = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
+    sampling = replace(toy_settings(schedule), temperature=temperatures)
+    ends: list[ScaleEnd] = []
+    text = toy_text(model, (3, 5))
+    toy_run(model, text, schedule, settings=sampling, policy=Listener(), on_scale_end=ends)
+    for logits, end in zip(heard, ends, strict=True):
+        torch.testing.assert_close(logits, end.logits, atol=1e-4, rtol=1e-4)
 
 
 def test_skipped_scales_add_nothing() -> None:
