@@ -32,11 +32,10 @@ def ablate(
     folder, title = Path(settings.output), config.stem
     lines = write_report(folder, title, result.cells, command)
     write_plots(folder, expand(settings), lines, title)
-    text = (
-        f"{markdown(lines, title, command)}\n{result.made} rows in {result.seconds:.0f} s: {folder}"
-    )
+    done = f"{result.made} rows in {result.seconds:.0f} s: {folder}"
     summary = {"output": str(folder), "made": result.made, "seconds": result.seconds}
-    say({**summary, "cells": [asdict(line) for line in lines]}, text, as_json)
+    rows = [asdict(line) for line in lines]
+    say({**summary, "cells": rows}, f"{markdown(lines, title, command)}\n{done}", as_json)
 
 
 def show_masks(
@@ -52,8 +51,5 @@ def show_masks(
 
     settings = load_config(GenerateConfig, config, overrides or [])
     files = run(settings, load_pipeline_of(context))
-    say(
-        {name: str(path) for name, path in files.items()},
-        "\n".join(map(str, files.values())),
-        as_json,
-    )
+    named = {name: str(path) for name, path in files.items()}
+    say(named, "\n".join(named.values()), as_json)

@@ -12,11 +12,9 @@ from typing import Any
 
 from infinity.errors import UserError
 from infinity.io.files import write_atomic, write_error
-from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
-from stepvar_patch.experiments.compare import Drawn, call, compare, draw
+from stepvar_patch.experiments.compare import Drawn, compare, draw
 from stepvar_patch.experiments.generate import Progress, settings_of, versions
-from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.experiments.plan import CheckedRun, ImageJob, check, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.policies.oracle import OraclePolicy
@@ -34,7 +32,7 @@ class Row:
         cell: label.
         id: of the prompt row.
         seed: of the image.
-        ms: of the scale loop.
+        ms: of the scale loop; None where operations were counted instead.
         dense_ms: of the dense run's, in the same minute on the same machine.
         flops: of the scale loop, counted while it ran; None where not counted. The oracle's own
             dense run is taken off: it stands for a perfect score that costs nothing.
@@ -49,8 +47,8 @@ class Row:
     ssim: float
     bit_agreement: tuple[float | None, ...]
     first_divergence: int | None
-    ms: float
-    dense_ms: float
+    ms: float | None
+    dense_ms: float | None
     flops: int | None
     dense_flops: int | None
 
@@ -133,8 +131,7 @@ class _Bench:
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
-        self.dense: dict[str, tuple[Drawn, int | None]] = {}
-        self.warm = False
+        self.dense: dict[str, Drawn] = {}
 
     def forget(self) -> None:
         """Drops the dense pictures of the last image."""
@@ -142,50 +139,30 @@ class _Bench:
 
     def row(self, cell: Cell, job: ImageJob, key: str, *, count: bool) -> Row:
         settings = settings_of(cell.config, self.pipeline)
-        policy = resolve_pruning(cell.config, self.pipeline.config)
-        original, dense_flops = self._dense(job, settings, count)
-        flops = None
+        original = self._dense(job, settings, count)
         with _named(cell):
-            if dense_flops is not None:
-                flops = self._flops(job, settings, policy) if policy else dense_flops
-                if isinstance(policy, OraclePolicy):
-                    flops -= dense_flops
-            drawn = draw(self.pipeline, job, settings, policy)
-        quality = compare(drawn, original)
+            policy = resolve_pruning(cell.config, self.pipeline.config)
+            drawn = draw(self.pipeline, job, settings, policy, count=count)
+        flops = drawn.flops
+        if isinstance(policy, OraclePolicy) and flops is not None and original.flops is not None:
+            flops -= original.flops
         return Row(
             key=key,
             cell=cell.label,
             id=job.row.id,
             seed=job.seed,
-            **asdict(quality),
-            ms=round(drawn.ms, 3),
-            dense_ms=round(original.ms, 3),
+            **asdict(compare(drawn, original)),
+            ms=drawn.ms,
+            dense_ms=original.ms,
             flops=flops,
-            dense_flops=dense_flops,
+            dense_flops=original.flops,
         )
 
-    def _dense(
-        self, job: ImageJob, settings: Mapping[str, Any], count: bool
-    ) -> tuple[Drawn, int | None]:
+    def _dense(self, job: ImageJob, settings: Mapping[str, Any], count: bool) -> Drawn:
         key = repr((job.row.prompt, job.negative_prompt, job.seed, sorted(settings.items())))
         if key not in self.dense:
-            if not self.warm:
-                draw(self.pipeline, job, settings, None)
-                self.warm = True
-            flops = self._flops(job, settings, None) if count else None
-            self.dense[key] = draw(self.pipeline, job, settings, None), flops
+            self.dense[key] = draw(self.pipeline, job, settings, None, count=count)
         return self.dense[key]
-
-    def _flops(
-        self, job: ImageJob, settings: Mapping[str, Any], policy: PruningPolicy | None
-    ) -> int:
-        """Of the scale loop: text encoding is counted apart and taken off."""
-        texts = [text for text in (job.row.prompt, job.negative_prompt) if text]
-        encode = self.pipeline.text_encoder.encode
-        whole = count_flops(
-            lambda: call(self.pipeline, job, settings, policy, output_type="latent")
-        )
-        return whole - sum(count_flops(lambda text=text: encode([text])) for text in texts)
 
 
 @contextmanager

@@ -35,11 +35,11 @@ def write_plots(folder: Path, cells: Sequence[Cell], lines: Sequence[Line], titl
     figure = Figure(figsize=(12, 5), layout="constrained")
     left, right = figure.subplots(1, 2)
     counted = all(line.flop_ratio is not None for line in lines)
+    ratios = [line.flop_ratio if counted else line.time_ratio for line in lines]
     series: dict[str, list[tuple[float, Line]]] = {}
-    for cell, line in zip(cells, lines, strict=True):
-        ratio = line.flop_ratio if counted and line.flop_ratio else line.time_ratio
+    for cell, line, ratio in zip(cells, lines, ratios, strict=True):
         name = cell.series if cell.series or not cell.point else "grid"
-        series.setdefault(name, []).append((1 / ratio, line))
+        series.setdefault(name, []).append((1 / ratio if ratio else float("nan"), line))
     gridded = any(cell.point for cell in cells)
     for name, points in series.items():
         xs, ys = [x for x, _ in points], [line.psnr_db for _, line in points]

@@ -28,9 +28,9 @@ class Line:
         ssim: mean against dense.
         bit_agreement: mean share of equal bits per scale; None where a picture drew none.
         first_divergence: earliest scale with a different bit in any picture; None if there is none.
-        ms: median of the scale loop's time.
+        ms: median of the scale loop's time; None where none was taken.
         time_ratio: median over images of time / dense time.
-        time_ratio_iqr: distance of its quartiles.
+        time_ratio_iqr: distance of its quartiles; None for fewer than two times.
         flop_ratio: counted operations / dense operations; None where not counted.
     """
 
@@ -40,16 +40,17 @@ class Line:
     ssim: float
     bit_agreement: tuple[float | None, ...]
     first_divergence: int | None
-    ms: float
-    time_ratio: float
-    time_ratio_iqr: float
+    ms: float | None
+    time_ratio: float | None
+    time_ratio_iqr: float | None
     flop_ratio: float | None
 
 
 def summarise(cell: str, rows: Sequence[Row]) -> Line:
     """The line of a cell that has at least one row."""
-    ratios = [row.ms / row.dense_ms for row in rows]
-    quartiles = quantiles(ratios, n=4) if len(ratios) > 1 else [ratios[0]] * 3
+    timed = [(row.ms, row.dense_ms) for row in rows if row.ms and row.dense_ms]
+    ratios = [ms / dense_ms for ms, dense_ms in timed]
+    quartiles = quantiles(ratios, n=4) if len(ratios) > 1 else None
     counted = [(row.flops, row.dense_flops) for row in rows if row.flops and row.dense_flops]
     diverged = [row.first_divergence for row in rows if row.first_divergence is not None]
     return Line(
@@ -59,9 +60,9 @@ def summarise(cell: str, rows: Sequence[Row]) -> Line:
         ssim=fmean(row.ssim for row in rows),
         bit_agreement=tuple(map(_mean, zip(*(row.bit_agreement for row in rows), strict=True))),
         first_divergence=min(diverged, default=None),
-        ms=median(row.ms for row in rows),
-        time_ratio=median(ratios),
-        time_ratio_iqr=quartiles[2] - quartiles[0],
+        ms=median(ms for ms, _ in timed) if timed else None,
+        time_ratio=median(ratios) if ratios else None,
+        time_ratio_iqr=quartiles[2] - quartiles[0] if quartiles else None,
         flop_ratio=sum(f for f, _ in counted) / sum(d for _, d in counted) if counted else None,
     )
 
@@ -119,7 +120,7 @@ def _cells(lines: Sequence[Line]) -> list[list[str]]:
         [
             line.cell,
             _speed(line.flop_ratio),
-            f"{1 / line.time_ratio:.2f}×",
+            _speed(line.time_ratio),
             f"{line.psnr_db:.2f}",
             f"{line.ssim:.4f}",
             *(_share(line.bit_agreement[si]) for si in shown),

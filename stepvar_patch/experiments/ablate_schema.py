@@ -29,10 +29,11 @@ class AblateConfig:
         config: the generate config that all cells start from.
         output: folder of rows, tables and plots; an interrupted ablation is resumed there.
         images: how many images every cell draws, the first of the prompt file.
-        flop_images: for how many of them operations are counted, by drawing them once more.
+        flop_images: on how many of them, the first, operations are counted. Counting takes time, so
+            these pictures give quality and FLOPs, and the others quality and time.
         set: ``key=value`` words for all cells.
         cells: label → ``key=value`` words.
-        grid: field path → values; several paths that take the same value are joined by commas.
+        grid: field path → values; ``*`` in a path stands for every key of a mapping.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -83,11 +84,7 @@ def expand(ablation: AblateConfig) -> list[Cell]:
         words = [
             *ablation.set,
             *ablation.cells.get(series, ()),
-            *(
-                f"{path.strip()}={_word(v)}"
-                for paths, v in point.items()
-                for path in paths.split(",")
-            ),
+            *(f"{path}={_word(value)}" for path, value in point.items()),
         ]
         try:
             config = load_config(GenerateConfig, Path(ablation.config), words)
@@ -112,9 +109,8 @@ def _points(ablation: AblateConfig) -> Iterator[tuple[str, dict[str, Any]]]:
 
 def _axis_names(paths: list[str]) -> list[str]:
     """The last part of every path, or all of it where two axes would share a name."""
-    firsts = [path.partition(",")[0].strip() for path in paths]
-    short = [path.rpartition(".")[2] for path in firsts]
-    return short if len(set(short)) == len(short) else firsts
+    short = [path.rpartition(".")[2] for path in paths]
+    return short if len(set(short)) == len(short) else paths
 
 
 def _word(value: object) -> str:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.metrics.bit_agreement import bit_agreement, first_divergence
+from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.experiments.metrics.psnr import psnr
 from stepvar_patch.experiments.metrics.ssim import ssim
 from stepvar_patch.experiments.plan import ImageJob
@@ -23,13 +24,15 @@ class Drawn:
         image: values in [0, 1].
         codes: of every executed scale.
         latents: sum of the codes after every executed scale, on the final grid.
-        ms: time of the scale loop, without text encoder and decoder.
+        ms: time of the scale loop, without text encoder and decoder; None where it was not taken.
+        flops: of the scale loop, likewise.
     """
 
     image: Float[Tensor, "3 h w"]
     codes: dict[int, Tensor]
     latents: dict[int, Tensor]
-    ms: float
+    ms: float | None
+    flops: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,42 +53,56 @@ class Comparison:
     first_divergence: int | None
 
 
-def call(
+def draw(
     pipeline: Any,
     job: ImageJob,
     settings: Mapping[str, Any],
     policy: PruningPolicy | None,
-    **more: Any,
-) -> Any:
-    """The pipeline's output for one image of a run."""
-    negative = [job.negative_prompt] if job.negative_prompt else None
-    given = {"negative_prompt": negative, "seed": [job.seed], **settings, **more}
-    return draw_pruned(pipeline, policy, [job.row.prompt], **given)
-
-
-def draw(
-    pipeline: Any, job: ImageJob, settings: Mapping[str, Any], policy: PruningPolicy | None
+    *,
+    count: bool = False,
 ) -> Drawn:
-    """One image, timed.
+    """One image, timed or counted.
 
     Args:
         pipeline: of the run.
         job: prompt and seed.
         settings: keyword arguments of the pipeline.
         policy: None is dense.
+        count: count operations, which takes time, so that the time is not told.
 
     Raises:
         UserError: the policy or a setting does not fit the model.
     """
     codes: dict[int, Tensor] = {}
     latents: dict[int, Tensor] = {}
+    out: Any = None
 
     def keep(end: Any) -> None:
         codes[end.scale], latents[end.scale] = end.codes[0], end.latent[0]
 
-    out = call(pipeline, job, settings, policy, output_type="pt", callback_on_scale_end=keep)
-    image = out.images[0].clamp(0, 1)
-    return Drawn(image=image, codes=codes, latents=latents, ms=out.timings["scales"])
+    def work() -> None:
+        nonlocal out
+        out = draw_pruned(
+            pipeline,
+            policy,
+            [job.row.prompt],
+            negative_prompt=[job.negative_prompt] if job.negative_prompt else None,
+            seed=[job.seed],
+            output_type="latent",
+            callback_on_scale_end=keep,
+            **settings,
+        )
+
+    flops = None
+    if count:
+        texts = [text for text in (job.row.prompt, job.negative_prompt) if text]
+        encoding = count_flops(lambda: [pipeline.text_encoder.encode([text]) for text in texts])
+        flops = count_flops(work) - encoding
+    else:
+        work()
+    image = ((pipeline.decode_tensor(out.latents)[0] + 1) / 2).clamp(0, 1)
+    ms = None if count else round(out.timings["scales"], 3)
+    return Drawn(image=image, codes=codes, latents=latents, ms=ms, flops=flops)
 
 
 def compare(pruned: Drawn, dense: Drawn) -> Comparison:

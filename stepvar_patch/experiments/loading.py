@@ -2,7 +2,7 @@
 
 import os
 import types
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
@@ -24,9 +24,10 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
     """A config from a YAML file, with single values replaced from the command line.
 
     ``${key}`` refers to another value and ``${here}`` to the folder of the file. An override is
-    ``a.b.3.c=value``: a given value replaces the old one whole, and a number indexes a list. For a
-    field that is a text the value is taken as it stands, for others it is read as YAML. A field
-    marked ``FROM_FILE`` may name a YAML file, whose values later overrides then change.
+    ``a.b.3.c=value``: a given value replaces the old one whole, a number indexes a list, and ``*``
+    stands for every key of a mapping. For a field that is a text the value is taken as it stands,
+    for others it is read as YAML. A field marked ``FROM_FILE`` may name a YAML file, whose values
+    later overrides then change.
 
     Args:
         schema: frozen dataclass that pydantic can validate.
@@ -50,14 +51,15 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
         for word in overrides:
             source = f"argument '{word}'"
             try:
-                keys, value = _parse_override(schema, word)
-                _replace(tree, keys, value)
+                written, value = _parse_override(schema, word)
+                for keys in _expand(tree, written):
+                    _replace(tree, keys, value)
+                    origin[tuple(keys)] = source
             except ValueError as error:
                 problems.append(Problem(source, str(error)))
             else:
-                origin[tuple(keys)] = source
-            if keys == [name := keys[0]] and name in included:
-                _include(tree, name, here, origin)
+                if written == [name := written[0]] and name in included:
+                    _include(tree, name, here, origin)
         values = _resolve(tree, here)
     except OmegaConfBaseException as error:
         text = f"{error.full_key}: {str(error).splitlines()[0]}"
@@ -131,6 +133,21 @@ def _is_text(schema: type[Any], name: str) -> bool:
 
 def _hints(schema: type[Any]) -> dict[str, Any]:
     return get_type_hints(schema)
+
+
+def _expand(tree: Any, keys: Sequence[str]) -> Iterator[list[str]]:
+    """The paths that a path with ``*`` stands for."""
+    if "*" not in keys:
+        yield list(keys)
+        return
+    at = keys.index("*")
+    node = tree
+    for key in keys[:at]:
+        node = node.get(key) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or not node:
+        raise ValueError(f"{'.'.join(keys[: at + 1])} matches nothing")
+    for key in list(node):
+        yield from _expand(tree, [*keys[:at], key, *keys[at + 1 :]])
 
 
 def _replace(tree: Any, keys: Sequence[str], value: object) -> None:

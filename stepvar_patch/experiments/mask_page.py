@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -27,13 +27,22 @@ _GAP_PX = 4
 _LABEL_PX = 16
 
 
-class Seen(Protocol):
-    """What `stepvar_patch.experiments.masks` saw of a scale."""
+@dataclass(frozen=True, kw_only=True)
+class SeenScale:
+    """One scale as the policy saw and decided it, for the first image.
+
+    Attributes:
+        grid: of the maps.
+        structure, texture: StepVAR's scores of the stream, whatever the policy.
+        kept: share of the decisions that kept each token: 0 or 1, or in between where layers or
+            branches decide for themselves.
+        run: False when the scale was left out.
+    """
 
     grid: Grid
-    structure: Tensor
-    texture: Tensor
-    kept: Tensor
+    structure: Float[Tensor, " n"]
+    texture: Float[Tensor, " n"]
+    kept: Float[Tensor, " n"]
     run: bool
 
 
@@ -52,7 +61,7 @@ class ScalePictures:
     @staticmethod
     def of(
         si: int,
-        seen: Seen,
+        seen: SeenScale,
         so_far: Float[Tensor, "3 h w"],
         now: Float[Tensor, "3 h w"],
         dense: Float[Tensor, "3 h w"],

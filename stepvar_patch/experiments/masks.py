@@ -1,7 +1,7 @@
 """What a policy keeps, seen: maps of every scale beside the picture so far."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -26,32 +26,13 @@ from infinity.schedule import Grid
 from infinity.tokens import KeepSet
 from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.generate import settings_of
-from stepvar_patch.experiments.mask_page import ScalePictures, write_page, write_strip
+from stepvar_patch.experiments.mask_page import ScalePictures, SeenScale, write_page, write_strip
 from stepvar_patch.experiments.plan import check, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
 from stepvar_patch.policies.oracle import OraclePolicy
 from stepvar_patch.scores.structure import principal_directions, structure_score
 from stepvar_patch.scores.texture import texture_score
-
-
-@dataclass(frozen=True, kw_only=True)
-class SeenScale:
-    """One scale as the policy saw and decided it, for the first image.
-
-    Attributes:
-        grid: of the maps.
-        structure, texture: StepVAR's scores of the stream, whatever the policy.
-        kept: share of the decisions that kept each token: 0 or 1, or in between where layers or
-            branches decide for themselves.
-        run: False when the scale was left out.
-    """
-
-    grid: Grid
-    structure: Float[Tensor, " n"]
-    texture: Float[Tensor, " n"]
-    kept: Float[Tensor, " n"]
-    run: bool
 
 
 class Watched:
@@ -73,14 +54,12 @@ class _WatchedRun:
     ) -> None:
         self.inner, self.request, self.scales = inner, request, scales
         self.cached_tokens = inner.cached_tokens
+        self.events = inner.events
         self.votes: list[Tensor] = []
-
-    @property
-    def events(self) -> frozenset[Event]:
-        return self.inner.events
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         plan = self.inner.plan_scale(si, view)
+        self.events = self.inner.events
         x, n = view.x[:1], view.x.shape[1]
         self.votes = [] if plan.keep is None else [_mask(plan.keep, n)]
         self._remember(si, x, view.grid, plan.run)
@@ -90,14 +69,7 @@ class _WatchedRun:
         plan = self.inner.plan_branch(si, layer, branch, x)
         n = x.shape[1]
         self.votes.append(torch.ones(n) if plan is None else _mask(plan.keep, n))
-        seen = self.scales[si]
-        self.scales[si] = SeenScale(
-            grid=seen.grid,
-            structure=seen.structure,
-            texture=seen.texture,
-            kept=torch.stack(self.votes).mean(0),
-            run=True,
-        )
+        self.scales[si] = replace(self.scales[si], kept=torch.stack(self.votes).mean(0))
         return plan
 
     def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
@@ -158,17 +130,18 @@ def run(config: GenerateConfig, load_pipeline: Callable[..., Any]) -> dict[str, 
     dense = draw(pipeline, job, settings, None)
     pruned = draw(pipeline, job, settings, watched)
     pictures = []
-    latent = None
+    latent: Tensor | None = None
+    so_far: Tensor | None = None
     for si, seen in watched.scales.items():
-        before = pipeline.decode_tensor(latent) if latent is not None else None
         latent = pruned.latents[si][None] if si in pruned.latents else latent
         assert latent is not None
         now, original = (
             ((image[0] + 1) / 2).clamp(0, 1)
             for image in map(pipeline.decode_tensor, (latent, dense.latents[si][None]))
         )
-        so_far = now if before is None else ((before[0] + 1) / 2).clamp(0, 1)
+        so_far = now if so_far is None else so_far
         pictures.append(ScalePictures.of(si, seen, so_far, now, original))
+        so_far = now
     strip, page = folder / f"{job.name}.masks.png", folder / f"{job.name}.masks.html"
     write_strip(strip, pictures)
     write_page(page, pictures, job.row.prompt, policy.name, job.seed)

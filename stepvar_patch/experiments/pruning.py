@@ -77,7 +77,9 @@ def policy_request(
     schedule = picture_schedule(
         model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
     )
-    guided = sampling_settings(config, model, schedule).guided
+    scale = config.guidance_scale
+    scale = model.sampling.guidance_scale if scale is None else scale
+    guided = scale != 1 if isinstance(scale, float | int) else any(s != 1 for s in scale)
     shape = model.transformer
     return PolicyRequest(
         schedule,

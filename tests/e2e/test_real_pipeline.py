@@ -6,38 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from tiny_model import REPOSITORY, write_tiny_model
 
-from infinity.checkpoint import save_model_directory
-from infinity.config import (
-    ModelConfig,
-    SamplingDefaults,
-    TextEncoderConfig,
-    TokenizerConfig,
-    TransformerConfig,
-)
+from infinity.config import TokenizerConfig
 from infinity.tokenizer.autoencoder import BSQTokenizer
-from infinity.transformer.model import InfinityTransformer
 from stepvar_patch.cli import main
 
-REPOSITORY = Path(__file__).parents[2]
-CONFIG = ModelConfig(
-    name="tiny",
-    resolution="0.06M",
-    transformer=TransformerConfig(
-        depth=2,
-        width=96,
-        heads=2,
-        block_chunks=1,
-        codebook_dim=6,
-        text_width=384,
-        text_max_tokens=64,
-    ),
-    tokenizer=TokenizerConfig(
-        codebook_dim=6, patch_size=2, channels=32, channel_multipliers=(1, 1), res_blocks=1
-    ),
-    text_encoder=TextEncoderConfig(kind="minilm", width=384, max_tokens=64),
-    sampling=SamplingDefaults(guidance_scale=2.0, temperature=1.0),
-)
 needs_weights = pytest.mark.skipif(
     not (REPOSITORY / "weights" / "manifest.json").exists(),
     reason="weights/ holds no trained model yet",
@@ -46,17 +20,7 @@ needs_weights = pytest.mark.skipif(
 
 @pytest.fixture
 def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    torch.manual_seed(0)
-    transformer, tokenizer = InfinityTransformer(CONFIG.transformer), BSQTokenizer(CONFIG.tokenizer)
-    for parameter in (*transformer.parameters(), *tokenizer.parameters()):
-        torch.nn.init.normal_(parameter, std=0.15)
-    save_model_directory(
-        tmp_path / "model",
-        CONFIG,
-        transformer.state_dict(),
-        tokenizer.state_dict(),
-        text_encoder_dir=REPOSITORY / "weights" / "text_encoder",
-    )
+    transformer = write_tiny_model(tmp_path / "model")
     torch.save(transformer.state_dict(), tmp_path / "transformer.pth")
     (tmp_path / "p.txt").write_text("a red apple\na blue car\nthree cats\n")
     (tmp_path / "c.yaml").write_text("model: model\nprompts: p.txt\noutput: out\ndevice: cpu\n")
