@@ -214,10 +214,10 @@ class _Ledger:
         last = max(si for si, load in enumerate(loads) if load.run)
         for si, load in enumerate(loads):
             alone = not self.settings.guided_from(si) or (load.run and load.rows != "both")
-            if alone and rows > images:
+            if alone and rows > images and si <= last:
                 rows = images
                 text += self.uncond_depth * images * 4 * t * c**2
-            costs.append(self._scale(si, load, rows, si < last))
+            costs.append(self._scale(si, load, rows, last))
         return PlanCost(scales=tuple(costs), text_flops=text)
 
     def _text(self, rows: int) -> int:
@@ -229,17 +229,17 @@ class _Ledger:
         )
         return rows * (pool + context + 12 * c**2) + live * 4 * t * c**2
 
-    def _scale(self, si: int, load: ScaleLoad, rows: int, write: bool) -> ScaleCost:
+    def _scale(self, si: int, load: ScaleLoad, rows: int, last: int) -> ScaleCost:
         images, c = self.request.images, self.config.width
         grid = self.request.schedule.grids[si]
         n, bits = grid[0] * grid[1], self.config.token_bits
-        flops = images * n * 2 * bits * c if si else 0
+        flops = images * n * 2 * bits * c if 0 < si <= last else 0
         if load.run:
             for layer in range(self.config.depth):
                 here = rows if layer < self.uncond_depth else images
                 pruned = load.layers is not None and layer in load.layers
                 flops += here * self._layer(layer, n, load if pruned else None)
-                if write and load.writes:
+                if si < last and load.writes:
                     self.cached[layer] += load.cached if pruned else n
             flops += self._head(rows, n, load, self.settings.guidance_scale[si])
         else:

@@ -23,9 +23,10 @@ _FAR = 1 << 40
 
 
 def nearest_source(keep: KeepSet, grid: Grid) -> Int64[Tensor, "rows n"]:
-    """For every position, which of its row's kept tokens (0 … M−1) is nearest; exact.
+    """For every position, which of its row's kept tokens (0 … M−1, in the set's order) is nearest.
 
-    Distances are Euclidean on the grid and compared as integers; ties go to the lowest flat index.
+    Distances are Euclidean on the grid and compared as integers, hence exact; ties go to the lowest
+    flat index.
     Two passes: the nearest kept token inside each column, then the best column: O(N·(h + w)) per
     row instead of O(N·M).
 
@@ -34,20 +35,19 @@ def nearest_source(keep: KeepSet, grid: Grid) -> Int64[Tensor, "rows n"]:
     h, w = grid
     n, rows, device = h * w, len(keep.counts), keep.indices.device
     counts = torch.tensor(keep.counts, device=device)
-    row_ids = torch.arange(rows, device=device).repeat_interleave(
-        counts, output_size=keep.indices.shape[0]
-    )
-    mask = torch.zeros(rows * n, dtype=torch.bool, device=device)
-    mask[row_ids * n + keep.indices] = True
+    total = keep.indices.shape[0]
+    row_ids = torch.arange(rows, device=device).repeat_interleave(counts, output_size=total)
+    places = torch.arange(total, device=device) - (counts.cumsum(0) - counts)[row_ids]
+    slots = torch.full((rows * n,), -1, device=device)
+    slots[row_ids * n + keep.indices] = places
     y, x = torch.arange(h, device=device), torch.arange(w, device=device)
     vertical = (y[:, None] - y).abs() * h + y
-    kept = mask.view(rows, 1, h, w)
+    kept = (slots >= 0).view(rows, 1, h, w)
     inside = torch.where(kept, vertical[None, :, :, None], _FAR).amin(2)
     reachable, distance, source_y = inside < _FAR, inside // h, inside % h
     key = (distance**2 * n + source_y * w + x)[:, :, None] + (x[:, None] - x) ** 2 * n
     key = torch.where(reachable[:, :, None], key, _FAR).amin(3)
-    slots = mask.view(rows, n).cumsum(1) - 1
-    return slots.gather(1, (key % n).view(rows, n))
+    return slots.view(rows, n).gather(1, (key % n).view(rows, n))
 
 
 def _copied(fresh: PackedTokens, grid: Grid) -> Int64[Tensor, "b n"]:

@@ -56,6 +56,7 @@ class _Layout:
     tokens: PackedTokens
     rope: Rope
     row_ids: Tensor | None
+    pruned: bool = False
 
     def spread(self, x: Tensor) -> Tensor:
         """``(T, …)`` as ``(R, M, …)``."""
@@ -180,11 +181,14 @@ class BlockStack:
         before = x
         for layer, block in enumerate(self.blocks):
             if layer == self.uncond_depth and self.rows == "both":
+                pruned = layout.pruned
                 layout = self._layout(si, layout.tokens.first_rows(self.images))
+                layout = replace(layout, pruned=pruned)
                 before, shared = before[: self.images], shared[: self.images]
             if layer == first_pruned and plan.keep is not None:
                 before = layout.spread(layout.tokens.x)
                 layout = self._layout(si, pack(before, self._keep_of_rows(plan, before.shape[0])))
+                layout = replace(layout, pruned=True)
             sublayer = _Sublayers(self, si, layer, block, shared, plan, policy, write)
             layout = replace(layout, tokens=sublayer.run(layout))
             if layer in self.guidance.layers and guidance_scale != 1 and self.rows == "both":
@@ -330,7 +334,7 @@ class _Sublayers:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             k, v = k.flatten(0, 1), v.flatten(0, 1)
             kv_tokens = tokens
-            if self.plan.kv_source is not None:
+            if self.plan.kv_source is not None and layout.pruned:
                 k, v, kv_tokens = self._propagate(k, v, tokens, layout)
             kv = stack.caches[self.layer].extend(k, v, kv_tokens, self.write)
             return _attention(q, tokens, kv, 1.0, stack.attention)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infinity.errors import UserError
 from infinity.pipeline import InfinityPipeline, PipelineOutput
-from infinity.policy import Branch, DenseRun, Event, PolicyRequest, PolicyRun
+from infinity.policy import Branch, DenseRun, Event, PolicyRequest, PolicyRun, PruningPolicy
 from infinity.schedule import Grid
 from stepvar_patch.policies.selection import Score, Selection, SelectionRun
 from stepvar_patch.scores.layer_change import layer_change
@@ -95,6 +95,11 @@ class _Replaying:
         return SelectionRun(request, self.policy, recorded)
 
 
+def replaying(policy: OraclePolicy, calls: list[dict[int, Tensor]]) -> PruningPolicy:
+    """``policy`` with the changes that a :class:`ChangeRecorder` recorded of the same calls."""
+    return _Replaying(policy, calls)
+
+
 def draw_with_oracle(
     pipeline: InfinityPipeline, policy: OraclePolicy, *args: Any, **kwargs: Any
 ) -> PipelineOutput:
@@ -115,7 +120,7 @@ def draw_with_oracle(
     try:
         pipeline.policy = recorder
         pipeline(*args, **{**kwargs, "output_type": "latent", "callback_on_scale_end": None})
-        pipeline.policy = _Replaying(policy, recorder.calls)
+        pipeline.policy = replaying(policy, recorder.calls)
         return pipeline(*args, **kwargs)
     finally:
         pipeline.policy = applied

@@ -306,6 +306,41 @@ def test_propagated_keys_equal_dense_ones_when_everything_is_kept() -> None:
     torch.testing.assert_close(a[-1].logits, b[-1].logits, atol=2e-5, rtol=0)
 
 
+def test_layers_outside_the_pruned_range_cache_their_own_keys(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
+    stacks: list[BlockStack] = []
+    original = BlockStack.__init__
+
+    def remembered(self: BlockStack, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        stacks.append(self)
+
+    monkeypatch.setattr(BlockStack, "__init__", remembered)
+
+    def propagate(si: int) -> ScalePlan:
+        if si != 4:
+            return DENSE_SCALE
+        keep = KeepSet.of_rows(torch.tensor([[0, 30]]))
+        source = torch.arange(64)[None] // 32
+        return ScalePlan(
+            keep=keep,
+            restore=overwrite,
+            layers=(1, 2),
+            kv_write="propagate",
+            kv_source=source,
+        )
+
+    text = toy_text(model, (3,))
+    toy_run(model, text, policy=Answering(propagate))
+    toy_run(model, text)
+    end = schedule.offsets[5]
+    pruned, dense = (stack.caches for stack in stacks)
+    assert torch.equal(pruned[0].k[:, :end], dense[0].k[:, :end])
+    assert not torch.equal(pruned[1].k[:, :end], dense[1].k[:, :end])
+
+
 def test_contradicting_plans_are_refused() -> None:
     keep = KeepSet(torch.tensor([0]), (1,))
     with pytest.raises(ValueError, match="exactly one of"):

@@ -1,0 +1,293 @@
+"""One suite for all policies: what each must keep to, whatever it prunes.
+
+A new policy adds one line to ``CASES``.
+"""
+
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infinity.config import ModelConfig, TextEncoderConfig, TokenizerConfig
+from infinity.policy import (
+    Branch,
+    BranchPlan,
+    PolicyRequest,
+    PolicyRun,
+    PruningPolicy,
+    ScalePlan,
+    ScaleView,
+)
+from infinity.sampling.loop import SamplingSettings, ScaleEnd
+from infinity.schedule import TEMPLATES, ScaleSchedule, scale_schedule
+from infinity.tokens import KeepSet
+from infinity.transformer.model import InfinityTransformer
+from infinity.transformer.stack import BlockStack, Guidance
+from stepvar_patch.cost import Loaded, plan_cost
+from stepvar_patch.experiments.metrics.flops import count_flops
+from stepvar_patch.policies import (
+    POLICIES,
+    DensePolicy,
+    FastVARPolicy,
+    LatticePolicy,
+    LDPruningPolicy,
+    MeanDistancePolicy,
+    NormPolicy,
+    OraclePolicy,
+    RandomPolicy,
+    SkipVARPolicy,
+    SparseVARPolicy,
+    StepVARPolicy,
+    ToMePolicy,
+)
+from stepvar_patch.policies.oracle import ChangeRecorder, replaying
+from stepvar_patch.rules import ScaleRule
+from stepvar_patch.upsample import nearest_source
+from tests.toy import toy_model, toy_run, toy_settings, toy_text
+
+EVERYTHING: dict[str | int, ScaleRule] = {
+    "-2": ScaleRule(keep_ratio=0.9999),
+    "-1": ScaleRule(keep_ratio=0.9999),
+}
+"""So little is dropped that every token is kept, but through the packed path."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A policy, the same policy keeping everything, and what its method excludes.
+
+    Attributes:
+        any_order: the order of indices in its keep sets cannot matter.
+    """
+
+    policy: Any
+    complete: Any
+    any_order: bool = False
+
+
+def selecting(policy: Any) -> Case:
+    return Case(policy, replace(policy, scales=EVERYTHING), any_order=True)
+
+
+ROWS: dict[str | int, ScaleRule] = {
+    "-3": ScaleRule(keep_ratio=0.5),
+    "-2": ScaleRule(keep_ratio=0.4, rows="cond"),
+    "-1": ScaleRule(run=False),
+}
+
+CASES: dict[str, Case] = {
+    "dense": Case(DensePolicy(scales={"-1": ScaleRule(run=False)}), DensePolicy()),
+    "stepvar": selecting(StepVARPolicy()),
+    "stepvar-change": selecting(StepVARPolicy(restore="nearest_change", min_coverage=3)),
+    "stepvar-blend-split": selecting(
+        StepVARPolicy(restore="blend", combine="split", components=2, start_vector="previous")
+    ),
+    "stepvar-rows": selecting(StepVARPolicy(scales=ROWS, combine="product", normalise="rank")),
+    "stepvar-codes": selecting(StepVARPolicy(restore="code_copy", texture_filter="haar")),
+    "stepvar-zero-codes": selecting(StepVARPolicy(restore="code_zero", features="unit")),
+    "stepvar-propagate": selecting(StepVARPolicy(kv_write="propagate", combine="max")),
+    "stepvar-late-layers": selecting(StepVARPolicy(layers=(0.4, 1.0), normalise="zscore")),
+    "stepvar-middle-propagate": selecting(
+        StepVARPolicy(layers=(0.4, 0.7), kv_write="propagate", features="layer_norm")
+    ),
+    "stepvar-layer": selecting(StepVARPolicy(scope="layer", scored_rows="own")),
+    "stepvar-branch": selecting(
+        StepVARPolicy(scope="branch", scored_rows="mean", restore="zero_change")
+    ),
+    "random": selecting(RandomPolicy()),
+    "lattice": selecting(LatticePolicy(restore="nearest_change")),
+    "norm": selecting(NormPolicy()),
+    "mean-distance": selecting(MeanDistancePolicy()),
+    "fastvar": Case(FastVARPolicy(), FastVARPolicy(scales=EVERYTHING), any_order=True),
+    "sparsevar": Case(SparseVARPolicy(), SparseVARPolicy(scales=EVERYTHING)),
+    "skipvar": Case(SkipVARPolicy(), SkipVARPolicy(scales={})),
+    "ldpruning": Case(
+        LDPruningPolicy(branch_stop=0.0), LDPruningPolicy(branch_stop=0.0, energy_share=1.0)
+    ),
+    "tome": Case(ToMePolicy(), ToMePolicy(scales=EVERYTHING)),
+}
+
+GUIDANCE = {
+    "logits": (3.0, Guidance(frozenset(), True)),
+    "hidden": (3.0, Guidance(frozenset({1}), False)),
+    "off": (1.0, Guidance(frozenset(), True)),
+    "stopped midway": ((3.0,) * 5 + (1.0,) * 2, Guidance(frozenset(), True)),
+}
+
+
+@cache
+def model(patchify: bool = False) -> InfinityTransformer:
+    return toy_model(patchify=patchify)
+
+
+def sampling(name: str, schedule: ScaleSchedule) -> SamplingSettings:
+    scale, guidance = GUIDANCE[name]
+    return toy_settings(schedule, guidance_scale=scale, guidance=guidance)
+
+
+def draw(
+    policy: PruningPolicy | None, images: int = 1, guidance: str = "logits", **how: Any
+) -> Tensor:
+    schedule = how.pop("schedule", scale_schedule(1.0, "0.06M"))
+    network = how.pop("network", model())
+    text = toy_text(network, (4,) * images)
+    settings = sampling(guidance, schedule)
+    return toy_run(network, text, schedule, settings=settings, policy=policy, **how)
+
+
+@cache
+def dense(images: int, guidance: str) -> Tensor:
+    return draw(None, images, guidance)
+
+
+def test_every_policy_takes_part() -> None:
+    """The oracle has its own test: it needs a recorded run."""
+    assert {case.policy.kind for case in CASES.values()} | {"oracle"} == set(POLICIES)
+
+
+@pytest.mark.parametrize("images", [1, 3])
+@pytest.mark.parametrize("guidance", GUIDANCE)
+@pytest.mark.parametrize("name", CASES)
+def test_keeping_everything_is_dense_bit_for_bit(name: str, guidance: str, images: int) -> None:
+    expected = dense(images, guidance)
+    assert torch.equal(draw(CASES[name].complete, images, guidance), expected)
+    pruned = draw(CASES[name].policy, images, guidance)
+    assert pruned.shape == expected.shape
+    assert pruned.isfinite().all()
+    assert not torch.equal(pruned, expected)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "patchify"), [(tuple(TEMPLATES), False), ((1.5, 0.333), True)], ids=["all", "8b"]
+)
+@pytest.mark.parametrize("name", CASES)
+def test_every_aspect_ratio(name: str, ratios: tuple[float, ...], patchify: bool) -> None:
+    for ratio in ratios:
+        schedule = scale_schedule(ratio, "0.06M")
+        out = draw(CASES[name].policy, schedule=schedule, network=model(patchify))
+        grid = schedule.latent_grids(patchify)[-1]
+        assert out.shape == (1, model(patchify).config.codebook_dim, *grid)
+        assert out.isfinite().all()
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_an_image_does_not_depend_on_its_batch(name: str) -> None:
+    together: list[ScaleEnd] = []
+    alone: list[ScaleEnd] = []
+    draw(CASES[name].policy, 3, on_scale_end=together)
+    draw(CASES[name].policy, 1, on_scale_end=alone)
+    for a, b in zip(together, alone, strict=True):
+        n = b.logits.shape[0]
+        torch.testing.assert_close(a.logits[:n], b.logits, atol=2e-5, rtol=0)
+
+
+def request_of(network: InfinityTransformer, schedule: ScaleSchedule, images: int) -> PolicyRequest:
+    c = network.config
+    return PolicyRequest(schedule, images, 2, c.depth, c.width, c.heads, c.patchify, "cpu")
+
+
+def model_config(network: InfinityTransformer) -> ModelConfig:
+    shape = network.config
+    return ModelConfig(
+        name="toy",
+        resolution="0.06M",
+        transformer=shape,
+        tokenizer=TokenizerConfig(codebook_dim=shape.codebook_dim, patch_size=16),
+        text_encoder=TextEncoderConfig(kind="t5", width=shape.text_width, max_tokens=12),
+    )
+
+
+@pytest.mark.parametrize("guidance", ["logits", "hidden", "stopped midway"])
+@pytest.mark.parametrize("name", CASES)
+def test_budget_and_cache_are_what_the_cost_model_says(
+    name: str, guidance: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """FLOPs within 5 %; cached keys and values exactly, and none of the last scale."""
+    policy, schedule, images = CASES[name].policy, scale_schedule(1.0, "0.06M"), 2
+    request = request_of(model(), schedule, images)
+    if name == "ldpruning":
+        pytest.skip("its budget depends on the picture")
+    assert isinstance(policy.start(request), Loaded)
+    stacks: list[BlockStack] = []
+    original = BlockStack.__init__
+
+    def remembered(self: BlockStack, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        stacks.append(self)
+
+    monkeypatch.setattr(BlockStack, "__init__", remembered)
+    flops = count_flops(lambda: draw(policy, images, guidance))
+    cost = plan_cost(
+        policy,
+        model_config(model()),
+        request,
+        settings=sampling(guidance, schedule),
+        text_tokens=4,
+    )
+    assert cost.flops == pytest.approx(flops, rel=0.05)
+    width, held = model().config.width, sum(sum(c.lengths) for c in stacks[0].caches)
+    assert cost.scales[-1].cache_bytes == held * 2 * width * 4
+
+
+@dataclass(frozen=True)
+class Shuffled:
+    """A policy whose keep sets list their indices in descending order."""
+
+    policy: Any
+    name: str = "shuffled"
+
+    def start(self, request: PolicyRequest) -> PolicyRun:
+        run = self.policy.start(request)
+        plan_scale, plan_branch = run.plan_scale, run.plan_branch
+
+        def scale(si: int, view: ScaleView) -> ScalePlan:
+            plan = plan_scale(si, view)
+            if plan.keep is None:
+                return plan
+            keep = descending(plan.keep)
+            source = None if plan.kv_source is None else nearest_source(keep, view.grid)
+            return replace(plan, keep=keep, kv_source=source)
+
+        def branch(si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None:
+            plan = plan_branch(si, layer, branch, x)
+            return None if plan is None else replace(plan, keep=descending(plan.keep))
+
+        run.plan_scale, run.plan_branch = scale, branch
+        return run
+
+
+def descending(keep: KeepSet) -> KeepSet:
+    parts = keep.indices.split(list(keep.counts))
+    return KeepSet(torch.cat([part.flip(0) for part in parts]), keep.counts)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.any_order])
+def test_the_order_of_indices_does_not_matter(name: str) -> None:
+    ascending: list[ScaleEnd] = []
+    shuffled: list[ScaleEnd] = []
+    draw(CASES[name].policy, 2, on_scale_end=ascending)
+    draw(Shuffled(CASES[name].policy), 2, on_scale_end=shuffled)
+    for a, b in zip(ascending, shuffled, strict=True):
+        if a.logits.shape[0] == 2 * a.grid[0] * a.grid[1]:
+            torch.testing.assert_close(a.logits, b.logits, atol=2e-5, rtol=0)
+        torch.testing.assert_close(a.latent, b.latent, atol=1e-4, rtol=0)
+
+
+def test_the_oracle_keeps_what_a_dense_run_changed_most() -> None:
+    recorder = ChangeRecorder()
+    assert torch.equal(draw(recorder, 2), dense(2, "logits"))
+    policy = OraclePolicy(scales={"-1": ScaleRule(keep_ratio=0.25)})
+    run = replaying(policy, recorder.calls).start(
+        request_of(model(), scale_schedule(1.0, "0.06M"), 2)
+    )
+    changes = recorder.calls[0][6]
+    keep = run.select(6, torch.zeros(2, 256, 64))  # type: ignore[attr-defined]
+    best = changes.topk(64, dim=1).indices.sort(1).values
+    assert torch.equal(keep.indices.view(2, 64), best)
+    pruned = draw(replaying(policy, recorder.calls), 2)
+    assert not torch.equal(pruned, dense(2, "logits"))
+    complete = replaying(OraclePolicy(scales=EVERYTHING), recorder.calls)
+    assert torch.equal(draw(complete, 2), dense(2, "logits"))
