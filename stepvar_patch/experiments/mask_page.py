@@ -25,6 +25,7 @@ _CELL_PX = 160
 _PAGE_PX = 288
 _GAP_PX = 4
 _LABEL_PX = 16
+_SIDE_PX = 80
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +88,7 @@ class ScalePictures:
                 "texture": _picture(_scaled(_unit(seen.texture), seen.grid, size)),
                 "kept": _picture(_array(so_far) * light[..., None]),
                 "picture": _picture(_array(now)),
-                f"difference to dense × {_DIFFERENCE_GAIN:g}": _picture(
+                f"difference × {_DIFFERENCE_GAIN:g}": _picture(
                     np.abs(_array(now) - _array(dense)) * _DIFFERENCE_GAIN
                 ),
             },
@@ -104,11 +105,14 @@ def write_strip(path: Path, scales: Sequence[ScalePictures]) -> None:
     any_panel = next(iter(scales[0].panels.values()))
     size = (_CELL_PX, max(1, round(_CELL_PX * any_panel.height / any_panel.width)))
     step_x, step_y = size[0] + _GAP_PX, size[1] + _GAP_PX
-    sheet = Image.new("RGB", (columns * step_x + _GAP_PX, rows * step_y + _LABEL_PX), "white")
+    width, height = columns * step_x + _SIDE_PX, rows * step_y + _LABEL_PX
+    sheet = Image.new("RGB", (width, height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(10)
+    for row, caption in enumerate(scales[0].panels):
+        draw.text((2, _LABEL_PX + row * step_y), _ascii(caption), fill="black", font=font)
     for column, scale in enumerate(scales):
-        x = _GAP_PX + column * step_x
-        draw.text((x, 2), scale.title, fill="black", font=font)
+        x = _SIDE_PX + column * step_x
+        draw.text((x, 2), _ascii(scale.title), fill="black", font=font)
         for row, panel in enumerate(scale.panels.values()):
             sheet.paste(panel.resize(size), (x, _LABEL_PX + row * step_y))
     write_png(path, sheet)
@@ -149,6 +153,11 @@ def _data(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def _ascii(text: str) -> str:
+    """Text that Pillow's own font can show."""
+    return text.replace(" × ", "x")
+
+
 def _unit(scores: Tensor) -> Tensor:
     low, high = scores.min(), scores.max()
     return (scores - low) / (high - low).clamp_min(1e-12)
@@ -187,7 +196,8 @@ figcaption {{ font-size: .85rem; }}
 </head>
 <body>
 <h1>{prompt}</h1>
-<p>Policy {policy}, seed {seed}. Bright tokens are computed, dim ones are filled in.</p>
+<p>Policy {policy}, seed {seed}. Bright tokens are computed, dim ones are filled in; the
+difference is to the dense picture of the same seed.</p>
 <p><label>Scale <input id="scale" type="range" min="0" max="{last}" value="{last}"></label></p>
 {sections}
 <script>

@@ -44,7 +44,16 @@ class Watched:
         self.scales: dict[int, SeenScale] = {}
 
     def start(self, request: PolicyRequest) -> PolicyRun:
-        self.scales.clear()
+        self.scales = {
+            si: SeenScale(
+                grid=grid,
+                structure=torch.zeros(grid[0] * grid[1]),
+                texture=torch.zeros(grid[0] * grid[1]),
+                kept=torch.zeros(grid[0] * grid[1]),
+                run=False,
+            )
+            for si, grid in enumerate(request.schedule.grids)
+        }
         return _WatchedRun(self.policy.start(request), request, self.scales)
 
 

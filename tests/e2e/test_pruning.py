@@ -69,9 +69,8 @@ def test_a_pruned_image_differs_from_the_dense_one_and_replays(
 def test_keeping_everything_is_the_dense_image(work: Path) -> None:
     assert main(["generate", "c.yaml", "output=dense"]) == 0
     assert main(["generate", "c.yaml", BALANCED, "pruning.scales.*.keep_ratio=1"]) == 0
-    assert (
-        read_png(first(work / "dense"))[0].tobytes() == read_png(first(work / "out"))[0].tobytes()
-    )
+    dense, pruned = (read_png(first(work / name))[0] for name in ("dense", "out"))
+    assert dense.tobytes() == pruned.tobytes()
 
 
 def test_a_run_is_not_resumed_under_another_policy(
@@ -95,13 +94,13 @@ def test_a_run_is_not_resumed_under_another_policy(
         ),
         (
             [BALANCED, "pruning.scales.-1.keep_ratio=0"],
-            ["pruning.scales.-1.keep_ratio = 0 must be"],
+            ["scales.-1.keep_ratio = 0 must be"],
         ),
         ([BALANCED, "pruning.restore=cached"], ["pruning.restore = 'cached'", "nearest_state"]),
         ([BALANCED, "pruning.scales.-9.keep_ratio=0.5"], ["scales.-9 matches no scale"]),
         ([BALANCED, "pruning.target_speedup=90"], ["target_speedup is 90", "allowed"]),
         (
-            ["pruning={kind: stepvar}", "pruning.scales.*.keep_ratio=1"],
+            ["pruning={kind: stepvar}", "pruning.scales.*.run=true"],
             ["scales.* matches nothing"],
         ),
     ],
