@@ -138,6 +138,11 @@ class SelectionRun(RuledRun):
                 f"kv_write is propagate with scope {policy.scope}; allowed: scope scale, or "
                 "kv_write kept or none"
             )
+        if policy.scored_rows != "cond" and per_scale:
+            raise UserError(
+                f"scored_rows is {policy.scored_rows} with scope scale, where the guidance rows of "
+                "an image enter with the same features; allowed: cond, or scope layer or branch"
+            )
         for si, count in self.counts.items():
             grid = self.request.schedule.grids[si]
             if policy.min_coverage and cells(grid, policy.min_coverage) > count:
