@@ -33,7 +33,7 @@ def test_the_method_knows_neither_experiments_nor_command_line() -> None:
     back = [
         (path, module)
         for path, module in imports_of("stepvar_patch")
-        if not path.startswith(("stepvar_patch/experiments/", "stepvar_patch/cli.py"))
+        if not path.startswith(("stepvar_patch/experiments/", "stepvar_patch/cli"))
         and (inside(module, "stepvar_patch.experiments") or inside(module, "stepvar_patch.cli"))
     ]
     assert not back
