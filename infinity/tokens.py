@@ -44,6 +44,22 @@ class KeepSet:
     def uniform(self) -> bool:
         return len(set(self.counts)) == 1
 
+    def row_ids(self) -> Int64[Tensor, " total"]:
+        """Row of every kept position; equal counts need no copy from the host."""
+        total, device = self.indices.shape[0], self.indices.device
+        if self.uniform:
+            return torch.arange(total, device=device) // self.counts[0]
+        rows = torch.arange(len(self.counts), device=device)
+        counts = torch.tensor(self.counts, device=device)
+        return rows.repeat_interleave(counts, output_size=total)
+
+    def starts(self) -> Int64[Tensor, " rows"]:
+        """Index of every row's first kept position; equal counts need no copy from the host."""
+        rows, device = len(self.counts), self.indices.device
+        if self.uniform:
+            return torch.arange(rows, device=device) * self.counts[0]
+        return torch.tensor((0, *self.counts[:-1]), device=device).cumsum(0)
+
     def tiled(self, times: int) -> "KeepSet":
         """The same sets for ``times`` consecutive blocks of rows (guidance rows share their
         image's set).
@@ -134,14 +150,10 @@ def pack(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
     rows, n, _ = x.shape
     if len(keep.counts) != rows:
         raise ValueError(f"keep set has {len(keep.counts)} rows, the tokens have {rows}")
-    counts = torch.tensor(keep.counts, device=x.device)
-    row_ids = torch.arange(rows, device=x.device).repeat_interleave(
-        counts, output_size=keep.indices.shape[0]
-    )
-    cu_seqlens = torch.zeros(rows + 1, dtype=torch.int32, device=x.device)
-    cu_seqlens[1:] = counts.cumsum(0)
+    cu_seqlens = torch.full((rows + 1,), keep.indices.shape[0], device=x.device, dtype=torch.int32)
+    cu_seqlens[:-1] = keep.starts()
     return PackedTokens(
-        x.reshape(rows * n, -1).index_select(0, row_ids * n + keep.indices),
+        x.reshape(rows * n, -1).index_select(0, keep.row_ids() * n + keep.indices),
         cu_seqlens,
         max(keep.counts),
         keep.indices,

@@ -34,10 +34,8 @@ def nearest_source(keep: KeepSet, grid: Grid) -> Int64[Tensor, "rows n"]:
     """
     h, w = grid
     n, rows, device = h * w, len(keep.counts), keep.indices.device
-    counts = torch.tensor(keep.counts, device=device)
-    total = keep.indices.shape[0]
-    row_ids = torch.arange(rows, device=device).repeat_interleave(counts, output_size=total)
-    places = torch.arange(total, device=device) - (counts.cumsum(0) - counts)[row_ids]
+    row_ids = keep.row_ids()
+    places = torch.arange(len(row_ids), device=device) - keep.starts()[row_ids]
     slots = torch.full((rows * n,), -1, device=device)
     slots[row_ids * n + keep.indices] = places
     y, x = torch.arange(h, device=device), torch.arange(w, device=device)
@@ -107,8 +105,7 @@ def code_copy(
 ) -> Float[Tensor, "images n bits"]:
     """Pruned positions take the sampled code of the nearest kept token. Source: ours (S11)."""
     source = nearest_source(keep, view.grid)
-    starts = torch.tensor((0, *keep.counts[:-1]), device=codes.device).cumsum(0)
-    return codes[source + starts[:, None]]
+    return codes[source + keep.starts()[:, None]]
 
 
 def code_zero(
@@ -140,12 +137,8 @@ def code_base(gain: float) -> CodeRestore:
 
 def _over(codes: Tensor, keep: KeepSet, base: Tensor) -> Tensor:
     b, n, width = base.shape
-    counts = torch.tensor(keep.counts, device=codes.device)
-    row_ids = torch.arange(b, device=codes.device).repeat_interleave(
-        counts, output_size=codes.shape[0]
-    )
     flat = base.reshape(b * n, width).to(codes.dtype)
-    return flat.index_copy(0, row_ids * n + keep.indices, codes).view(b, n, width)
+    return flat.index_copy(0, keep.row_ids() * n + keep.indices, codes).view(b, n, width)
 
 
 Restoration = Literal[
