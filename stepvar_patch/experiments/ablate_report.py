@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean, median, quantiles
+from statistics import fmean, median, quantiles, stdev
 from typing import Any
 
 from infinity.io.files import write_atomic
@@ -25,6 +25,7 @@ class Line:
         cell: label.
         images: how many.
         psnr_db: mean against dense; identical pictures count as 100.
+        psnr_se_db: its standard error over the images; None for one image.
         ssim: mean against dense.
         bit_agreement: mean share of equal bits per scale; None where a picture drew none.
         first_divergence: earliest scale with a different bit in any picture; None if there is none.
@@ -37,6 +38,7 @@ class Line:
     cell: str
     images: int
     psnr_db: float
+    psnr_se_db: float | None
     ssim: float
     bit_agreement: tuple[float | None, ...]
     first_divergence: int | None
@@ -57,6 +59,7 @@ def summarise(cell: str, rows: Sequence[Row]) -> Line:
         cell=cell,
         images=len(rows),
         psnr_db=fmean(row.psnr_db for row in rows),
+        psnr_se_db=stdev(row.psnr_db for row in rows) / len(rows) ** 0.5 if rows[1:] else None,
         ssim=fmean(row.ssim for row in rows),
         bit_agreement=tuple(map(_mean, zip(*(row.bit_agreement for row in rows), strict=True))),
         first_divergence=min(diverged, default=None),
@@ -121,7 +124,7 @@ def _cells(lines: Sequence[Line]) -> list[list[str]]:
             line.cell,
             _speed(line.flop_ratio),
             _speed(line.time_ratio),
-            f"{line.psnr_db:.2f}",
+            f"{line.psnr_db:.2f}" + (f" ± {line.psnr_se_db:.2f}" if line.psnr_se_db else ""),
             f"{line.ssim:.4f}",
             *(_share(line.bit_agreement[si]) for si in shown),
         ]
@@ -148,6 +151,7 @@ _TEX = {
     "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}",
     "×": r"$\times$",
+    "±": r"$\pm$",
     "–": "--",
 }
 

@@ -1,6 +1,7 @@
 """A picture drawn dense and pruned with the same random numbers, and how the two compare."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +98,23 @@ def draw(
     if count:
         texts = [text for text in (job.row.prompt, job.negative_prompt) if text]
         encoding = count_flops(lambda: [pipeline.text_encoder.encode([text]) for text in texts])
-        flops = count_flops(work) - encoding
+        with _reference_attention(pipeline):
+            flops = count_flops(work) - encoding
     else:
         work()
     image = ((pipeline.decode_tensor(out.latents)[0] + 1) / 2).clamp(0, 1)
     ms = None if count else round(out.timings["scales"], 3)
     return Drawn(image=image, codes=codes, latents=latents, ms=ms, flops=flops)
+
+
+@contextmanager
+def _reference_attention(pipeline: Any) -> Iterator[None]:
+    """The attention backend whose operations the counter knows; others may count as nothing."""
+    chosen, pipeline.attention = pipeline.attention, "sdpa"
+    try:
+        yield
+    finally:
+        pipeline.attention = chosen
 
 
 def compare(pruned: Drawn, dense: Drawn) -> Comparison:

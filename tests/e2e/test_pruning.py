@@ -10,9 +10,14 @@ import yaml
 from tiny_model import CONFIG, REPOSITORY, write_tiny_model
 
 from infinity.io.images import read_png
+from infinity.pipeline import InfinityPipeline
 from stepvar_patch.cli import main
 from stepvar_patch.experiments.ablate_schema import AblateConfig, expand
+from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.loading import load_config
+from stepvar_patch.experiments.masks import Watched
+from stepvar_patch.experiments.plan import jobs
+from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
 
 POLICIES = sorted((REPOSITORY / "configs" / "pruning").glob("*.yaml"))
@@ -168,7 +173,10 @@ def test_ablate_writes_one_row_per_cell_and_resumes(
     assert 0.2 < half["bit_agreement"][-1] < 1
     assert half["psnr_db"] < 60
     assert half["ssim"] < 1
-    assert 0.3 < half["flop_ratio"] < 0.8
+    assert main(["doctor", "c.yaml", BALANCED, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)["plan"]
+    assert 1 / half["flop_ratio"] == pytest.approx(plan["speedup"], rel=0.05)
+    assert plan["speedup"] > 1.5
     assert half["time_ratio"] > 0
     assert (skip["bit_agreement"][-1], skip["first_divergence"]) == (None, 6)
     with (work / "ab" / "table.csv").open() as file:
@@ -251,12 +259,29 @@ def test_show_masks_writes_a_strip_and_a_page_without_server(
     assert "http" not in page
     assert Path(files["strip"]).read_bytes()[:4] == b"\x89PNG"
     assert ("scale 6: 16 × 16, not run" in page) == (kind == "fastvar")
+    assert ("scale 6: 16 × 16, 128 of 256 tokens" in page) == (kind == "stepvar_balanced")
 
 
 def load_schedule() -> tuple[tuple[int, int], ...]:
     from infinity.picture import picture_schedule
 
     return picture_schedule(CONFIG).grids
+
+
+@pytest.mark.parametrize("path", POLICIES, ids=lambda path: path.stem)
+def test_watching_a_policy_changes_no_bit(model: Path, work: Path, path: Path) -> None:
+    if path.stem == "oracle":
+        pytest.skip("show-masks refuses the oracle")
+    config = load_config(GenerateConfig, Path("c.yaml"), [f"pruning={path}"])
+    policy = resolve_pruning(config, CONFIG)
+    pipeline = InfinityPipeline.from_pretrained(model, device="cpu")
+    job = next(jobs(config))
+    watched = Watched(policy)
+    plain, seen = (draw(pipeline, job, {}, p) for p in (policy, watched))
+    assert plain.image.equal(seen.image)
+    for si, scale in watched.scales.items():
+        assert scale.run == (si in plain.codes)
+        assert 0 <= scale.kept.min() <= scale.kept.max() <= 1
 
 
 def test_show_masks_needs_a_policy(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

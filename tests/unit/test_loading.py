@@ -109,3 +109,22 @@ def test_a_file_that_is_no_config_is_told(tmp_path: Path, content: str | bytes |
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError, match=r"c\.yaml"):
         load_config(GenerateConfig, path)
+
+
+def test_a_policy_file_stands_for_its_content_and_every_key_can_be_named(tmp_path: Path) -> None:
+    (tmp_path / "half.yaml").write_text(
+        "kind: lattice\nscales: {-2: {keep_ratio: 0.5}, -1: {keep_ratio: 0.5}}\n"
+    )
+    words = ["pruning.scales.-1.keep_ratio=0.25", "pruning.scales.*.rows=cond"]
+    policy = load(tmp_path, "pruning: ${here}/half.yaml", *words).pruning
+    assert {key: (rule.keep_ratio, rule.rows) for key, rule in policy.scales.items()} == {
+        "-2": (0.5, "cond"),
+        "-1": (0.25, "cond"),
+    }
+    assert load(tmp_path, "pruning: ${here}/half.yaml", "pruning=null").pruning is None
+
+
+def test_a_mistake_in_a_policy_file_names_that_file(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("kind: lattice\nscope: token\n")
+    with pytest.raises(UserError, match=r"^\S*bad\.yaml: pruning\.scope = 'token' must be"):
+        load(tmp_path, "pruning: ${here}/bad.yaml")
