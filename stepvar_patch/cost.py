@@ -1,7 +1,8 @@
 """What a plan costs before anything runs: FLOPs, cached keys and values, and the speed-up.
 
-Counts what a dispatcher sees: matrix products and attention, a multiply-add as 2. Norms, scores and
-copies are left out. A policy takes part by runs with a ``load`` method (:class:`Loaded`).
+Counts what a dispatcher sees: matrix products and attention, a multiply-add as 2. Norms, copies and
+scores without matrix products are left out. A policy takes part by runs with a ``load`` method
+(:class:`Loaded`).
 
 Symbols: N positions of a scale, M kept, S keys seen, C width, F FFN width, T text rows.
 """
@@ -36,6 +37,8 @@ class ScaleLoad:
         writes: False if no layer caches anything at this scale.
         visible: tokens of this scale that a pruned layer's queries see, if not just the kept ones.
         head_on_kept: logits are computed for kept tokens only.
+        choosing: FLOPs per row and pruned branch of choosing its tokens, where that takes matrix
+            products.
     """
 
     run: bool = True
@@ -47,6 +50,7 @@ class ScaleLoad:
     writes: bool = True
     visible: int | None = None
     head_on_kept: bool = False
+    choosing: int = 0
 
 
 @runtime_checkable
@@ -268,8 +272,9 @@ class _Ledger:
         m = tokens("self_attention")
         visible = m if load is None or load.visible is None else load.visible
         attention = m * (8 * c**2 + 4 * (self.cached[layer] + visible) * c)
+        chosen = 0 if load is None else load.choosing * len(load.branches)
         text = tokens("cross_attention") * (4 * c**2 + 4 * self.text_tokens * c)
-        return attention + text + tokens("ffn") * 4 * c * f
+        return attention + text + tokens("ffn") * 4 * c * f + chosen
 
     def _head(self, rows: int, n: int, load: ScaleLoad, guidance_scale: float) -> int:
         guided = self.settings.guidance.logits and guidance_scale != 1

@@ -88,11 +88,13 @@ class ToMeRun(RuledRun):
         if si not in self.pruned:
             return load
         n = self.request.schedule.tokens_per_scale[si]
+        corners = destinations(self.request.schedule.grids[si])
         return replace(
             load,
             layers=self.layers,
             branches=frozenset[Branch](self.branches),
             cached=load.kept if "self_attention" in self.branches else n,
+            choosing=2 * (n - corners) * corners * self.request.width,
         )
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
