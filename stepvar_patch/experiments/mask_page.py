@@ -193,6 +193,7 @@ figure {{ display: inline-block; margin: 0 .5rem .5rem 0; }}
 img {{ width: {width}px; max-width: 100%; image-rendering: pixelated; }}
 figcaption {{ font-size: .85rem; }}
 </style>
+<noscript><style>section {{ display: block; }}</style></noscript>
 </head>
 <body>
 <h1>{prompt}</h1>
