@@ -23,6 +23,7 @@ from infinity.policy import (
 )
 from infinity.sampling.loop import SamplingSettings, ScaleEnd
 from infinity.schedule import TEMPLATES, ScaleSchedule, scale_schedule
+from infinity.text.base import TextFeatures
 from infinity.tokens import KeepSet
 from infinity.transformer.model import InfinityTransformer
 from infinity.transformer.stack import BlockStack, Guidance
@@ -320,3 +321,32 @@ def test_the_oracle_keeps_what_a_dense_run_changed_most() -> None:
     assert not torch.equal(pruned, dense(2, "logits"))
     complete = replaying(OraclePolicy(scales=EVERYTHING), recorder.calls)
     assert torch.equal(draw(complete, 2), dense(2, "logits"))
+
+
+def draw_on_gpu(policy: PruningPolicy | None) -> Tensor:
+    network, schedule = toy_model().cuda(), scale_schedule(1.0, "0.06M")
+    network.load_state_dict(model().state_dict())
+    text = toy_text(network, (4, 4))
+    text = TextFeatures(text.rows.cuda(), text.lengths)
+    return toy_run(network, text, schedule, policy=policy)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", CASES)
+def test_keeping_everything_is_dense_on_a_gpu(name: str) -> None:
+    assert torch.equal(draw_on_gpu(CASES[name].complete), draw_on_gpu(None))
+    assert draw_on_gpu(CASES[name].policy).isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", [n for n in CASES if n.startswith(("stepvar", "lattice", "norm"))])
+def test_selection_and_sources_never_wait_for_the_gpu(name: str) -> None:
+    policy = replace(CASES[name].policy, scales={"-1": ScaleRule(keep_ratio=0.4)})
+    run = policy.start(request_of(model(), scale_schedule(1.0, "0.06M"), 2))
+    x = torch.randn(4, 256, 64, device="cuda")
+    run.select(6, x)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        nearest_source(run.select(6, x), (16, 16))
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

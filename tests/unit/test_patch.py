@@ -1,11 +1,14 @@
 """Applying a policy to a pipeline and taking it off again."""
 
 import gc
+import subprocess
+import sys
 import weakref
 
 import pytest
 import torch
 
+import stepvar_patch
 from infinity.config import PRESETS, TransformerConfig
 from infinity.errors import UserError
 from infinity.pipeline import InfinityPipeline
@@ -38,6 +41,14 @@ def pipeline(transformer: TransformerConfig = CONFIG.transformer) -> InfinityPip
 
 def drawn(pipe: InfinityPipeline) -> torch.Tensor:
     return pipe(["a cat", "a dog"], seed=3, output_type="latent").latents
+
+
+def test_apply_is_found_at_the_top_without_importing_torch_early() -> None:
+    assert stepvar_patch.apply is apply
+    with pytest.raises(AttributeError, match="has no attribute 'aply'"):
+        stepvar_patch.aply  # noqa: B018
+    code = "import sys, stepvar_patch; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 A, B = StepVARPolicy(), StepVARPolicy(restore="nearest_change")
