@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -96,9 +97,7 @@ def run(
     for cell in cells:
         groups.setdefault(_model_key(cell, checked[cell.label]), []).append(cell)
     rows: dict[str, list[Row]] = {cell.label: [] for cell in cells}
-    tasks = {
-        cell.label: _tasks(cell, checked[cell.label], config.images, finished) for cell in cells
-    }
+    tasks = {cell.label: _tasks(cell, checked[cell.label], config, finished) for cell in cells}
     total = sum(map(len, tasks.values()))
     known = sum(row is not None for found in tasks.values() for _, _, row in found)
     progress.start(total, known)
@@ -180,17 +179,17 @@ def _model_key(cell: Cell, checked: CheckedRun) -> tuple[Any, ...]:
 
 
 def _tasks(
-    cell: Cell, checked: CheckedRun, images: int, finished: Mapping[str, Row]
+    cell: Cell, checked: CheckedRun, ablation: AblateConfig, finished: Mapping[str, Row]
 ) -> list[tuple[ImageJob, str, Row | None]]:
     """The first images of a cell, each with its key and its row, if that is finished."""
     tasks = []
-    for job, _ in zip(jobs(cell.config), range(images), strict=False):
-        key = _row_key(cell, checked, job)
+    for index, job in enumerate(islice(jobs(cell.config), ablation.images)):
+        key = _row_key(cell, checked, job, count=index < ablation.flop_images)
         tasks.append((job, key, finished.get(key)))
     return tasks
 
 
-def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob) -> str:
+def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> str:
     """Hash of all that decides a row but the machine's speed."""
     settings = asdict(cell.config)
     for name in ("output", "prompts", "preview", "contact_sheet", "batch_size", "device"):
@@ -199,6 +198,7 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob) -> str:
     what = {
         **settings,
         "label": cell.label,
+        "counted": count,
         "model": checked.digest or cell.config.model,
         "device": checked.device.partition(":")[0],
         "dtype": checked.dtype,

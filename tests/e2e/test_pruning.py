@@ -9,6 +9,7 @@ import pytest
 import yaml
 from tiny_model import CONFIG, REPOSITORY, write_tiny_model
 
+from infinity.config import PRESETS
 from infinity.io.images import read_png
 from infinity.pipeline import InfinityPipeline
 from stepvar_patch.cli import main
@@ -16,7 +17,7 @@ from stepvar_patch.experiments.ablate_schema import AblateConfig, expand
 from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.loading import load_config
 from stepvar_patch.experiments.masks import Watched
-from stepvar_patch.experiments.plan import jobs
+from stepvar_patch.experiments.plan import check, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
 
@@ -195,6 +196,11 @@ def test_ablate_writes_one_row_per_cell_and_resumes(
     (work / "ab" / "rows.jsonl").write_bytes(rows[:-20])
     assert main(["ablate", "a.yaml", "--json"]) == 0
     assert json.loads(capsys.readouterr().out.splitlines()[-1])["made"] == 1
+    assert main(["ablate", "a.yaml", "flop_images=0", "--json"]) == 0
+    again = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert again["made"] == 4
+    assert [cell["flop_ratio"] for cell in again["cells"]] == [None] * 4
+    assert again["cells"][1]["psnr_db"] == pytest.approx(half["psnr_db"], abs=0.01)
 
 
 def test_ablate_crosses_cells_with_a_grid_and_draws_plots(work: Path) -> None:
@@ -241,7 +247,10 @@ def test_a_wrong_ablation_is_told_before_anything_is_drawn(
 def test_every_shipped_ablation_is_complete_and_its_cells_are_valid(path: Path) -> None:
     config = load_config(AblateConfig, path)
     assert yaml.safe_load(path.read_text()).keys() == {f.name for f in fields(AblateConfig)}
-    assert len(expand(config)) >= 5
+    cells = expand(config)
+    assert len(cells) >= 5
+    for cell in cells:
+        check(cell.config, PRESETS["embedded"])
 
 
 @pytest.mark.parametrize("kind", ["stepvar_balanced", "fastvar", "tome", "ldpruning"])
