@@ -6,8 +6,9 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -187,9 +188,17 @@ class InfinityPipeline:
             raise UserError(
                 f"num_images_per_prompt is {num_images_per_prompt}; allowed: at least 1"
             )
+        if output_type not in get_args(OutputType):
+            raise UserError(f"output_type is {output_type!r}; allowed: {get_args(OutputType)}")
         schedule = self.schedule(
             aspect_ratio=aspect_ratio, height=height, width=width, resolution=resolution
         )
+        gains = self.tokenizer.gains
+        if gains is not None and len(schedule) > len(gains):
+            raise UserError(
+                f"resolution {schedule.resolution} has {len(schedule)} scales, but the model's "
+                f"tokenizer was trained on {len(gains)}"
+            )
         settings = resolve_settings(
             self.config.sampling,
             len(schedule),
@@ -201,6 +210,10 @@ class InfinityPipeline:
             guidance_layers=guidance_layers,
         )
         seeds = _seeds(seed, len(prompts), num_images_per_prompt)
+        if compatibility:
+            if not (seed is None or isinstance(seed, Integral)):
+                raise UserError("seed is a list; with compatibility one seed serves the batch")
+            seeds = seeds[:1] * len(seeds)
         negatives = _negatives(negative_prompt, len(prompts))
 
         clock = _StageClock(self.device)
@@ -370,10 +383,10 @@ def _dtype(name: str | None, device: torch.device) -> torch.dtype:
 def _seeds(seed: int | Sequence[int] | None, prompts: int, images: int) -> tuple[int, ...]:
     if seed is None:
         firsts = [secrets.randbits(32) for _ in range(prompts)]
-    elif isinstance(seed, int):
-        firsts = [seed] * prompts
+    elif isinstance(seed, Integral):
+        firsts = [int(seed)] * prompts
     else:
-        firsts = list(seed)
+        firsts = [int(one) for one in seed]
     if len(firsts) != prompts:
         raise UserError(f"seed lists {len(firsts)} values; allowed: one, or one per prompt")
     seeds = tuple(first + offset for first in firsts for offset in range(images))

@@ -25,7 +25,12 @@ Event = Literal["branch", "layer", "logits", "codes"]
 
 @dataclass(frozen=True)
 class PolicyRequest:
-    """What a policy learns once per call, before any scale runs."""
+    """What a policy learns once per call, before any scale runs.
+
+    Attributes:
+        guided: per scale, whether the unconditional half can still matter there; empty = unknown.
+        rows_live: whether both guidance halves reach the last layer (guidance on logits).
+    """
 
     schedule: ScaleSchedule
     images: int
@@ -35,6 +40,8 @@ class PolicyRequest:
     heads: int
     patchify: bool
     device_type: str
+    guided: tuple[bool, ...] = ()
+    rows_live: bool = True
 
 
 @dataclass(frozen=True)

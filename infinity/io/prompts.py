@@ -281,6 +281,10 @@ def _row(fields: dict[str, Any], default_id: str, where: str) -> PromptRow:
     row_id = fields.pop("id", None)
     if not (row_id is None or isinstance(row_id, str)):
         raise UserError(f"{where}: 'id' must be a text, not {row_id!r}")
+    try:
+        json.dumps(fields, allow_nan=False, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: a further field cannot be kept as JSON ({error})") from error
     return PromptRow(
         id=check_id(default_id if row_id is None else row_id, where),
         prompt=prompt,

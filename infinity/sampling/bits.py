@@ -2,6 +2,7 @@
 infinity-transformer §7.1, §7.5).
 """
 
+import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
@@ -31,13 +32,10 @@ def truncate(
     if top_p > 0:
         ordered, order = logits.sort(dim=-1, stable=True)
         smaller = ordered.softmax(-1)[..., :1]
-        removed = (smaller.double() <= 1 - top_p) & (order[..., :1] == _pair_index(logits))
+        value = torch.arange(2, device=logits.device)
+        removed = (smaller.double() <= 1 - top_p) & (order[..., :1] == value)
         logits = logits.masked_fill(removed, float("-inf"))
     return logits
-
-
-def _pair_index(logits: Tensor) -> Int64[Tensor, " 2"]:
-    return logits.new_tensor([0, 1]).long()
 
 
 def sample_bits(

@@ -110,6 +110,8 @@ def generate_latents(
         model.config.heads,
         patchify,
         model.device.type,
+        tuple(settings.guided_from(si) for si in range(len(schedule))),
+        settings.guidance.logits,
     )
     run = policy.start(request)
     stack = BlockStack(
@@ -124,7 +126,7 @@ def generate_latents(
     latent = torch.zeros(images, model.config.codebook_dim, *latent_grids[-1], device=model.device)
     codes = None
     for si, grid in enumerate(schedule.grids):
-        if not settings.guided_from(si):
+        if stack.rows == "both" and not settings.guided_from(si):
             stack.drop_rows("cond")
         view = ScaleView(
             latent, codes, _embed(stack, latent, si, latent_grids), grid, stack.rows, decode

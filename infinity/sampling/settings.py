@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 
 from infinity.config import SamplingDefaults
 from infinity.errors import UserError
@@ -65,7 +66,7 @@ def resolve_settings(
 
 
 def _per_scale(field: str, value: PerScale, scales: int) -> tuple[float, ...]:
-    values = (float(value),) * scales if isinstance(value, int | float) else tuple(value)
+    values = (float(value),) * scales if isinstance(value, Real) else tuple(map(float, value))
     if len(values) < scales:
         raise UserError(
             f"{field} lists {len(values)} values; allowed: one number, or at least one per scale "

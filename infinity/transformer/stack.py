@@ -237,7 +237,7 @@ class BlockStack:
             raise ValueError("hidden-layer guidance needs the same keep set in both guidance rows")
         cond, uncond = tokens.x.chunk(2)
         mixed = scale * cond + (1 - scale) * uncond
-        if layer + 1 == self.uncond_depth:
+        if layer + 1 == self.uncond_depth and not self.guidance.logits:
             mixed = torch.cat([mixed, uncond])
         else:
             mixed = torch.cat([mixed, mixed])

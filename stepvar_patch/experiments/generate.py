@@ -115,14 +115,16 @@ class _Previews:
     def __init__(self, decode: Callable[[Any], list[Image.Image]]) -> None:
         self._decode = decode
         self._first = 0
+        self._scale: int | None = None
         self.ms = 0.0
         self.images: list[list[Image.Image]] = []
 
     def add(self, end: Any) -> None:
         start = time.perf_counter()
-        if end.scale == 0:
+        if self._scale is None or end.scale <= self._scale:
             self._first = len(self.images)
             self.images += [[] for _ in end.latent]
+        self._scale = end.scale
         for offset, image in enumerate(self._decode(end.latent)):
             self.images[self._first + offset].append(image)
         self.ms += 1000 * (time.perf_counter() - start)

@@ -77,19 +77,19 @@ def policy_request(
     schedule = picture_schedule(
         model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
     )
-    scale = config.guidance_scale
-    scale = model.sampling.guidance_scale if scale is None else scale
-    guided = scale != 1 if isinstance(scale, float | int) else any(s != 1 for s in scale)
+    settings = sampling_settings(config, model, schedule)
     shape = model.transformer
     return PolicyRequest(
         schedule,
         images,
-        2 if guided else 1,
+        2 if settings.guided else 1,
         shape.depth,
         shape.width,
         shape.heads,
         shape.patchify,
         device_type,
+        tuple(settings.guided_from(si) for si in range(len(schedule))),
+        settings.guidance.logits,
     )
 
 

@@ -30,6 +30,7 @@ class RuledRun(DenseRun):
         super().__init__(request)
         tokens = request.schedule.tokens_per_scale
         self.rules = resolve(scales, request.schedule)
+        self._check_rows()
         self.last = max(si for si in range(len(tokens)) if self.rule(si).run)
         self.pruned = frozenset(
             si for si, rule in self.rules.items() if rule.run and self.kept(si) < tokens[si]
@@ -38,6 +39,22 @@ class RuledRun(DenseRun):
             0 if si >= self.last or not self.rule(si).run else self.kept(si) if whole_stack else n
             for si, n in enumerate(tokens)
         )
+
+    def _check_rows(self) -> None:
+        """Refuses rules about the unconditional half at scales where it no longer runs."""
+        request = self.request
+        for si, rule in sorted(self.rules.items()):
+            guided = request.guided[si] if request.guided else request.guidance_rows == 2
+            if rule.rows == "uncond" and not (guided and request.rows_live):
+                raise UserError(
+                    f"scales.{si}.rows is uncond, but the unconditional half does not run to the "
+                    "end there; it needs guidance on logits (guidance_layers 0) from that scale on"
+                )
+            if rule.guidance not in (None, 1) and not guided:
+                raise UserError(
+                    f"scales.{si}.guidance is {rule.guidance}, but no unconditional half runs "
+                    "there; allowed: 1 or null, or a guidance_scale other than 1 from there on"
+                )
 
     def rule(self, si: int) -> ScaleRule:
         return self.rules.get(si, ScaleRule())

@@ -216,6 +216,26 @@ def test_unconditional_rows_end_with_the_last_guidance(monkeypatch: pytest.Monke
     assert seen[2] == [2] * 7
 
 
+def test_guidance_after_the_last_block_and_on_logits_replaces_both_halves() -> None:
+    """Spec §7.1: hidden guidance writes the mixture into both halves, and the head reads both."""
+    model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
+    text = toy_text(model, (3,))
+    last: list[Tensor] = []
+    list(model.layers())[-1].register_forward_hook(lambda _m, _i, out: last.append(out))
+    scales: list[ScaleEnd] = []
+    guidance = Guidance(frozenset({2}), True)
+    toy_run(
+        model,
+        text,
+        settings=toy_settings(schedule, guidance_scale=2.0, guidance=guidance),
+        on_scale_end=scales,
+    )
+    sos = model.condition(model.with_unconditional(text, None)).sos
+    mixed = 2.0 * last[0][:1] - last[0][1:]
+    cond, uncond = model.logits(torch.cat([mixed, mixed]), sos[:, None])
+    torch.testing.assert_close(scales[0].logits, 2.0 * cond - uncond, atol=1e-5, rtol=0)
+
+
 def test_dropping_unread_rows_changes_nothing() -> None:
     """Guidance on the first scales only: the same codes as with the unconditional half kept."""
     model, schedule = toy_model(), scale_schedule(1.0, "0.06M")

@@ -568,7 +568,7 @@ BAD_MANIFESTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "config missing": (lambda m: m.pop("config"), "field config must be an object"),
     "unknown key": (
         lambda m: m["config"]["transformer"].update(dept=3),
-        r"unknown config\.transformer\.dept",
+        r"config\.transformer\.dept",
     ),
     "wrong type": (
         lambda m: m["config"]["transformer"].update(depth="deep"),

@@ -155,6 +155,7 @@ def test_compatibility_draws_one_stream_for_the_batch(pipe: InfinityPipeline) ->
         ({"height": 32}, "together"),
         ({"height": 32, "width": 32, "aspect_ratio": 1.0}, "not both"),
         ({"num_images_per_prompt": 0}, "at least 1"),
+        ({"seed": [1], "compatibility": True}, "one seed serves the batch"),
     ],
 )
 def test_bad_values_name_what_is_allowed(

@@ -71,6 +71,8 @@ def test_derived_seed_is_fixed_for_good() -> None:
         ("p.jsonl", "[1]", "p.jsonl:1: must be a JSON object"),
         ("p.jsonl", "[" * 60_000, "p.jsonl:1: not a JSON object"),
         ("p.jsonl", '{"prompt": "a", "x": NaN}', "p.jsonl:1: not a JSON object (NaN"),
+        ("p.jsonl", '{"prompt": "a", "x": 1e999}', "p.jsonl:1: a further field cannot be kept"),
+        ("p.jsonl", '{"prompt": "a", "x": "\\ud800"}', "p.jsonl:1: a further field cannot be kept"),
         ("p.jsonl", '{"prompt": " "}', "p.jsonl:1: 'prompt' must be a text that is not blank"),
         ("p.jsonl", '{"prompt": "\\ud800"}', "control character U+D800"),
         ("p.jsonl", '{"text": "a"}', "p.jsonl:1: 'prompt' must be"),

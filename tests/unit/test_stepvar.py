@@ -223,3 +223,21 @@ def test_pruned_layers_compute_kept_tokens_only() -> None:
     tokens = [1, 4, 16, 36, 64, 144, 256]
     assert seen[0] == seen[2] == tokens
     assert seen[1] == [1, 4, 16, 22, 32, 72, 128]
+
+
+@pytest.mark.parametrize(
+    ("rule", "changes", "words"),
+    [
+        ({"rows": "uncond"}, {"guidance_rows": 1}, "rows is uncond"),
+        ({"rows": "uncond"}, {"guided": (True,) * 9 + (False,)}, "rows is uncond"),
+        ({"rows": "uncond"}, {"rows_live": False}, "rows is uncond"),
+        ({"guidance": 4.0}, {"guidance_rows": 1}, "guidance is 4.0"),
+        ({"guidance": 4.0}, {"guided": (True,) * 9 + (False,)}, "guidance is 4.0"),
+    ],
+)
+def test_rules_about_rows_that_do_not_run_are_refused(
+    rule: dict[str, Any], changes: dict[str, Any], words: str
+) -> None:
+    policy = StepVARPolicy(scales={"-1": ScaleRule(**rule)})
+    with pytest.raises(UserError, match=words):
+        policy.start(request(schedule=scale_schedule(1.0, "0.25M"), **changes))
