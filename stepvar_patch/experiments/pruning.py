@@ -7,6 +7,7 @@ from annotated_types import Gt, Le
 from pydantic import ConfigDict, Field
 
 from infinity.config import ModelConfig
+from infinity.errors import UserError
 from infinity.picture import picture_schedule
 from infinity.policy import PolicyRequest, PruningPolicy
 from infinity.sampling.loop import SamplingSettings
@@ -77,19 +78,25 @@ def policy_request(
     schedule = picture_schedule(
         model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
     )
-    settings = sampling_settings(config, model, schedule)
+    try:
+        settings = sampling_settings(config, model, schedule)
+    except UserError:  # reported where settings are checked; the rules are still worth checking
+        guided, rows_live = (True,) * len(schedule), True
+    else:
+        guided = tuple(settings.guided_from(si) for si in range(len(schedule)))
+        rows_live = settings.guidance.logits
     shape = model.transformer
     return PolicyRequest(
         schedule,
         images,
-        2 if settings.guided else 1,
+        2 if guided[0] else 1,
         shape.depth,
         shape.width,
         shape.heads,
         shape.patchify,
         device_type,
-        tuple(settings.guided_from(si) for si in range(len(schedule))),
-        settings.guidance.logits,
+        guided,
+        rows_live,
     )
 
 
