@@ -1,10 +1,9 @@
 """Prompts in, pictures out: the generator as one object."""
 
-import hashlib
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -16,17 +15,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from infinity.checkpoint import (
-    digest,
-    load_into,
-    load_model_config,
-    open_official,
-    read_state,
-    text_encoder_folder,
-)
-from infinity.checkpoint.directory import MANIFEST
+from infinity.checkpoint import load_into
 from infinity.config import ModelConfig, Resolution
 from infinity.errors import UserError
+from infinity.loading import open_model, own_text_encoder, resolve_device, resolve_dtype
 from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy, PruningPolicy
 from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
@@ -106,10 +98,10 @@ class InfinityPipeline:
             UserError: a file is missing, corrupt or of another model; no such device or dtype.
         """
         path = Path(path)
-        where = _device(device)
-        precision = _dtype(dtype, where)
-        config, states, identity = _open(path, tokenizer)
-        folder = Path(text_encoder) if text_encoder else _own_text_encoder(path, config)
+        where = resolve_device(device)
+        precision = resolve_dtype(dtype, where)
+        config, states, identity = open_model(path, tokenizer)
+        folder = Path(text_encoder) if text_encoder else own_text_encoder(path, config)
         with torch.device("meta"):
             transformer = InfinityTransformer(config.transformer)
             autoencoder = BSQTokenizer(config.tokenizer)
@@ -329,55 +321,6 @@ class _StageClock:
         now = time.monotonic()
         self.milliseconds[name] += 1e3 * (now - self._last)
         self._last = now
-
-
-def _open(
-    path: Path, tokenizer: str | Path | None
-) -> tuple[ModelConfig, dict[str, Mapping[str, Tensor]], str]:
-    """Config, state dicts and digest of a model directory, or of a pair of official files."""
-    if tokenizer is None:
-        if path.suffix in (".pth", ".safetensors"):
-            raise UserError(f"{path}: an official transformer file needs tokenizer=FILE beside it")
-        config = load_model_config(path)
-        states = {name: read_state(path, name) for name in ("transformer", "tokenizer")}
-        return config, states, digest(path)
-    official = open_official(path, Path(tokenizer))
-    states = {"transformer": official.transformer, "tokenizer": official.tokenizer}
-    both = hashlib.sha256((digest(path) + digest(Path(tokenizer))).encode()).hexdigest()
-    return official.config, states, both
-
-
-def _own_text_encoder(path: Path, config: ModelConfig) -> Path:
-    folder = text_encoder_folder(path) if path.is_dir() and (path / MANIFEST).exists() else None
-    if folder is None:
-        kind = "a local copy of google/flan-t5-xl" if config.text_encoder.kind == "t5" else "MiniLM"
-        raise UserError(
-            f"{path} holds no text encoder; give text_encoder=FOLDER ({kind}) or convert with one"
-        )
-    return folder
-
-
-def _device(name: str | None) -> torch.device:
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise UserError(f"device is {name!r}; allowed: cpu, cuda, cuda:N") from None
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"device is {name!r}; allowed: cpu, cuda, cuda:N")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise UserError(f"device is {name!r}, but this machine has {count} CUDA devices")
-    return device
-
-
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
-    if name is None:
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if name not in ("float32", "bfloat16"):
-        raise UserError(f"dtype is {name!r}; allowed: float32, bfloat16")
-    return torch.float32 if name == "float32" else torch.bfloat16
 
 
 def _seeds(seed: int | Sequence[int] | None, prompts: int, images: int) -> tuple[int, ...]:

@@ -1,0 +1,87 @@
+"""What a pipeline is loaded from: a model directory or official files, on a device, in a dtype."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from infinity.checkpoint import (
+    digest,
+    load_model_config,
+    open_official,
+    read_state,
+    text_encoder_folder,
+)
+from infinity.checkpoint.directory import MANIFEST
+from infinity.config import ModelConfig
+from infinity.errors import UserError
+
+
+def open_model(
+    path: Path, tokenizer: str | Path | None
+) -> tuple[ModelConfig, dict[str, Mapping[str, Tensor]], str]:
+    """Config, state dicts by component, and digest of a model directory or of official files.
+
+    Raises:
+        UserError: a file is missing, corrupt or of another model.
+    """
+    if tokenizer is None:
+        if path.suffix in (".pth", ".safetensors"):
+            raise UserError(f"{path}: an official transformer file needs tokenizer=FILE beside it")
+        config = load_model_config(path)
+        states = {name: read_state(path, name) for name in ("transformer", "tokenizer")}
+        return config, states, digest(path)
+    official = open_official(path, Path(tokenizer))
+    states = {"transformer": official.transformer, "tokenizer": official.tokenizer}
+    both = hashlib.sha256((digest(path) + digest(Path(tokenizer))).encode()).hexdigest()
+    return official.config, states, both
+
+
+def own_text_encoder(path: Path, config: ModelConfig) -> Path:
+    """The text encoder inside a model directory, its files verified.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    folder = text_encoder_folder(path) if path.is_dir() and (path / MANIFEST).exists() else None
+    if folder is None:
+        kind = "a local copy of google/flan-t5-xl" if config.text_encoder.kind == "t5" else "MiniLM"
+        raise UserError(
+            f"{path} holds no text encoder; give text_encoder=FOLDER ({kind}) or convert with one"
+        )
+    return folder
+
+
+def resolve_device(name: str | None) -> torch.device:
+    """The named device; a GPU if there is one when no name is given.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"device is {name!r}; allowed: cpu, cuda, cuda:N") from None
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"device is {name!r}; allowed: cpu, cuda, cuda:N")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UserError(f"device is {name!r}, but this machine has {count} CUDA devices")
+    return device
+
+
+def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """The named compute dtype; float32 on a CPU and bfloat16 on a GPU when no name is given.
+
+    Raises:
+        UserError: another name than float32 or bfloat16.
+    """
+    if name is None:
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"dtype is {name!r}; allowed: float32, bfloat16")
+    return torch.float32 if name == "float32" else torch.bfloat16
