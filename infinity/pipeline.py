@@ -210,7 +210,8 @@ class InfinityPipeline:
 
         clock = _StageClock(self.device)
         text = self.text_encoder.encode(prompts).split()
-        negative_rows = self._negative_rows(negatives, [len(rows) for rows in text], settings)
+        encoded = {n: self.text_encoder.encode([n]).rows for n in set(negatives) if n}
+        negative_rows = [encoded.get(n) for n in negatives]
         clock.stage("text")
         order = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         size = len(order) if compatibility else self.max_batch_size
@@ -268,18 +269,6 @@ class InfinityPipeline:
         """Pictures of summed codes, for example of a scale's latent so far."""
         return _as_output(self.decode_tensor(latent), "pil", truncate=False)
 
-    def _negative_rows(
-        self, negatives: list[str], lengths: list[int], settings: SamplingSettings
-    ) -> list[Tensor | None]:
-        if not settings.guided:
-            return [None] * len(lengths)
-        encoded = {n: self.text_encoder.encode([n]).rows for n in set(negatives) if n}
-        learned = self.transformer.cfg_uncond
-        return [
-            encoded[negative] if negative else learned[:length].float()
-            for negative, length in zip(negatives, lengths, strict=True)
-        ]
-
     @torch.inference_mode()
     def _latents(
         self,
@@ -290,8 +279,9 @@ class InfinityPipeline:
         noise: NoiseSource,
         callback: Callable[[ScaleEnd], None] | None,
     ) -> Tensor:
-        unconditional = [rows for rows in negative if rows is not None]
-        rows = TextFeatures.stack([r.to(self.device) for r in (*text, *unconditional)])
+        rows = TextFeatures.stack([part.to(self.device) for part in text])
+        if settings.guided:
+            rows = self.transformer.with_unconditional(rows, negative)
         return generate_latents(
             self.transformer,
             self.transformer.condition(rows),

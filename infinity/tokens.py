@@ -109,10 +109,6 @@ class PackedTokens:
         ids = torch.arange(self.rows, device=self.x.device)
         return ids.repeat_interleave(lengths, output_size=self.x.shape[0])
 
-    def first_rows(self, rows: int) -> "PackedTokens":
-        """The leading ``rows`` rows."""
-        return self.slice_rows(0, rows)
-
     def slice_rows(self, start: int, stop: int) -> "PackedTokens":
         """Rows ``[start, stop)`` as a view."""
         if (start, stop) == (0, self.rows):

@@ -79,7 +79,7 @@ def toy_run(
     """Latents of one call with per-image noise, seeds 0, 1, …"""
     schedule = schedule or scale_schedule(1.0, "0.06M")
     settings = settings or toy_settings(schedule)
-    rows = model.with_unconditional(text, None) if settings.guided else text
+    rows = model.with_unconditional(text) if settings.guided else text
     return generate_latents(
         model,
         model.condition(rows),

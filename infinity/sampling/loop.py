@@ -192,7 +192,7 @@ def _logits(
     combine = settings.guidance.logits and scale != 1 and out.rows == "both"
     listening = "logits" in policy.events
     if out.rows == "both" and not combine and not (listening and settings.guidance.logits):
-        tokens = tokens.first_rows(images)
+        tokens = tokens.slice_rows(0, images)
     condition = stack.active(stack.text.sos)[: tokens.rows]
     if tokens.uniform:
         x = tokens.x.unflatten(0, (tokens.rows, tokens.max_seqlen))

@@ -5,7 +5,7 @@ How the blocks are run over scales lives in ``stack.py`` (cached, prunable gener
 (spec §3).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -127,17 +127,22 @@ class InfinityTransformer(nn.Module):
     def device(self) -> torch.device:
         return self.head.weight.device
 
-    def with_unconditional(self, text: TextFeatures, negative: TextFeatures | None) -> TextFeatures:
-        """``text`` followed by the rows of the unconditional half.
+    def with_unconditional(
+        self, text: TextFeatures, negatives: Sequence[Tensor | None] | None = None
+    ) -> TextFeatures:
+        """``text`` followed by the rows of the unconditional half (spec §4.3).
 
-        Without negative prompts every prompt gets the first ``n_i`` rows of the learned table, as
-        many as it has itself.
+        Args:
+            text: of the prompts.
+            negatives: rows of each prompt's negative prompt; None takes the first rows of the
+                learned table, as many as the prompt has itself.
         """
-        if negative is None:
-            negative = TextFeatures.stack(
-                [self.cfg_uncond[:n].to(text.rows.dtype) for n in text.lengths]
-            )
-        return TextFeatures(torch.cat([text.rows, negative.rows]), text.lengths + negative.lengths)
+        chosen = [None] * len(text) if negatives is None else negatives
+        rows = [
+            (self.cfg_uncond[:n] if given is None else given).to(text.rows)
+            for n, given in zip(text.lengths, chosen, strict=True)
+        ]
+        return TextFeatures.stack([*text.split(), *rows])
 
     def condition(self, text: TextFeatures) -> TextConditioning:
         """Everything derived from text, computed once per call (spec §4.4)."""

@@ -182,7 +182,7 @@ class BlockStack:
         for layer, block in enumerate(self.blocks):
             if layer == self.uncond_depth and self.rows == "both":
                 pruned = layout.pruned
-                layout = self._layout(si, layout.tokens.first_rows(self.images))
+                layout = self._layout(si, layout.tokens.slice_rows(0, self.images))
                 layout = replace(layout, pruned=pruned)
                 before, shared = before[: self.images], shared[: self.images]
             if layer == first_pruned and plan.keep is not None:

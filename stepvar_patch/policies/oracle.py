@@ -1,6 +1,6 @@
 """The oracle: keeps the tokens that a dense run of the same pictures changed most.
 
-It bounds what any score can reach, and saves nothing: the dense run comes first.
+A control, not an upper bound (docs/findings.md). It saves nothing: the dense run comes first.
 Shape legend: B images, N positions of the scale, C width.
 """
 

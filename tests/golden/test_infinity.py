@@ -93,9 +93,9 @@ def test_generation_matches_the_original(case: str, recorded_noise: bool) -> Non
             frozenset(model.config.depth + e for e in entries if e < 0), 0 in entries
         ),
     )
-    text = model.condition(model.with_unconditional(features(expected), None))
+    text = model.condition(model.with_unconditional(features(expected)))
     close(
-        model.text_norm(model.with_unconditional(features(expected), None).rows),
+        model.text_norm(model.with_unconditional(features(expected)).rows),
         expected["text_norm_out"],
         TEXT,
     )

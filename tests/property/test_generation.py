@@ -230,7 +230,7 @@ def test_guidance_after_the_last_block_and_on_logits_replaces_both_halves() -> N
         settings=toy_settings(schedule, guidance_scale=2.0, guidance=guidance),
         on_scale_end=scales,
     )
-    sos = model.condition(model.with_unconditional(text, None)).sos
+    sos = model.condition(model.with_unconditional(text)).sos
     mixed = 2.0 * last[0][:1] - last[0][1:]
     cond, uncond = model.logits(torch.cat([mixed, mixed]), sos[:, None])
     torch.testing.assert_close(scales[0].logits, 2.0 * cond - uncond, atol=1e-5, rtol=0)
