@@ -2,7 +2,6 @@
 
 import logging
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
@@ -26,6 +25,7 @@ from infinity.sampling.noise import GeneratorNoise, NoiseSource, PerImageNoise
 from infinity.sampling.settings import PerScale, resolve_settings
 from infinity.schedule import ScaleSchedule
 from infinity.text import TextEncoder, TextFeatures, load_text_encoder
+from infinity.timing import NO_TIMER, StageClock, StageTimer
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.transformer.model import InfinityTransformer
 
@@ -142,6 +142,7 @@ class InfinityPipeline:
         output_type: OutputType = "pil",
         compatibility: bool = False,
         callback_on_scale_end: Callable[[ScaleEnd], None] | None = None,
+        stage_clock: StageClock | None = None,
     ) -> PipelineOutput:
         """Pictures for ``prompts``.
 
@@ -169,6 +170,7 @@ class InfinityPipeline:
             compatibility: draw random numbers and convert to uint8 exactly as the original program
                 does: one generator for the whole batch, truncation instead of rounding.
             callback_on_scale_end: called after every scale of every computed batch.
+            stage_clock: fresh; takes the times of every stage of every scale.
 
         Raises:
             UserError: a value out of range, or lists whose lengths do not fit.
@@ -208,11 +210,11 @@ class InfinityPipeline:
             seeds = seeds[:1] * len(seeds)
         negatives = _negatives(negative_prompt, len(prompts))
 
-        clock = _StageClock(self.device)
+        clock = StageClock(self.device) if stage_clock is None else stage_clock
         text = self.text_encoder.encode(prompts).split()
         encoded = {n: self.text_encoder.encode([n]).rows for n in set(negatives) if n}
         negative_rows = [encoded.get(n) for n in negatives]
-        clock.stage("text")
+        clock.mark("text")
         order = [i for i in range(len(prompts)) for _ in range(num_images_per_prompt)]
         size = len(order) if compatibility else self.max_batch_size
         latents, pictures = [], []
@@ -229,17 +231,18 @@ class InfinityPipeline:
                 settings,
                 noise,
                 callback_on_scale_end,
+                NO_TIMER if stage_clock is None else stage_clock,
             )
-            clock.stage("scales")
+            clock.mark("scales")
             if output_type != "latent":
                 pictures.append(self.decode_tensor(latent))
-            clock.stage("decode")
+            clock.mark("decode")
             latents.append(latent)
         all_latents = torch.cat(latents)
         images: list[Any] = list(all_latents)
         if output_type != "latent":
             images = _as_output(torch.cat(pictures), output_type, truncate=compatibility)
-        return PipelineOutput(images, seeds, clock.milliseconds, all_latents)
+        return PipelineOutput(images, seeds, _timings(clock), all_latents)
 
     def schedule(
         self,
@@ -278,6 +281,7 @@ class InfinityPipeline:
         settings: SamplingSettings,
         noise: NoiseSource,
         callback: Callable[[ScaleEnd], None] | None,
+        timer: StageTimer,
     ) -> Tensor:
         rows = TextFeatures.stack([part.to(self.device) for part in text])
         if settings.guided:
@@ -294,23 +298,16 @@ class InfinityPipeline:
             decode=self.tokenizer.decode,
             attention=self.attention,
             on_scale_end=callback,
+            timer=timer,
         )
 
 
-class _StageClock:
-    """Milliseconds spent per stage, device work included."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self.milliseconds = {"text": 0.0, "scales": 0.0, "decode": 0.0}
-        self._last = time.monotonic()
-
-    def stage(self, name: str) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        now = time.monotonic()
-        self.milliseconds[name] += 1e3 * (now - self._last)
-        self._last = now
+def _timings(clock: StageClock) -> dict[str, float]:
+    """Text encoder, decoder, and everything between them as one."""
+    total = {"text": 0.0, "scales": 0.0, "decode": 0.0}
+    for (stage, _), ms in clock.milliseconds().items():
+        total[stage if stage in total else "scales"] += ms
+    return total
 
 
 def _seeds(seed: int | Sequence[int] | None, prompts: int, images: int) -> tuple[int, ...]:

@@ -11,6 +11,7 @@ from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
 from infinity.sampling.noise import NoiseSource, PerImageNoise
 from infinity.schedule import ScaleSchedule, scale_schedule
 from infinity.text.base import TextFeatures
+from infinity.timing import NO_TIMER, StageTimer
 from infinity.transformer.model import InfinityTransformer
 from infinity.transformer.stack import Guidance
 
@@ -75,6 +76,7 @@ def toy_run(
     decode: Callable[[Tensor], Tensor] | None = None,
     attention: str = "sdpa",
     on_scale_end: list[ScaleEnd] | None = None,
+    timer: StageTimer = NO_TIMER,
 ) -> Tensor:
     """Latents of one call with per-image noise, seeds 0, 1, …"""
     schedule = schedule or scale_schedule(1.0, "0.06M")
@@ -91,4 +93,5 @@ def toy_run(
         decode=decode,
         attention=attention,
         on_scale_end=None if on_scale_end is None else on_scale_end.append,
+        timer=timer,
     )

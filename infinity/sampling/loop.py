@@ -11,6 +11,7 @@ from infinity.policy import PolicyRequest, PolicyRun, PruningPolicy, Rows, Scale
 from infinity.sampling.bits import guide, sample_bits, truncate
 from infinity.sampling.noise import NoiseSource
 from infinity.schedule import Grid, ScaleSchedule
+from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokenizer.quantizer import (
     codes_from_bits,
     gain_of,
@@ -86,6 +87,7 @@ def generate_latents(
     forced_bits: Sequence[Tensor] = (),
     attention: str = "auto",
     on_scale_end: Callable[[ScaleEnd], None] | None = None,
+    timer: StageTimer = NO_TIMER,
 ) -> Float[Tensor, "images d hv wv"]:
     """Summed codes of all executed scales, ``(B, d, Hv, Wv)`` fp32.
 
@@ -95,6 +97,7 @@ def generate_latents(
         decode: given to policies that look at early pictures.
         forced_bits: tokenizer-layout bits ``(B, Hv_s, Wv_s, d)`` that replace the sampled ones at
             the first scales.
+        timer: hears the end of every stage.
 
     Raises:
         ValueError: a plan that contradicts itself or the settings.
@@ -122,17 +125,23 @@ def generate_latents(
         guidance=settings.guidance,
         cached_tokens=run.cached_tokens,
         attention=attention,
+        timer=timer,
     )
     latent = torch.zeros(images, model.config.codebook_dim, *latent_grids[-1], device=model.device)
     codes = None
+    timer.mark("conditioning")
     for si, grid in enumerate(schedule.grids):
         if stack.rows == "both" and not settings.guided_from(si):
             stack.drop_rows("cond")
+        timer.mark("pack", si)
         view = ScaleView(
             latent, codes, _embed(stack, latent, si, latent_grids), grid, stack.rows, decode
         )
+        timer.mark("next_input", si)
         plan = run.plan_scale(si, view)
+        timer.mark("select", si)
         draws = noise.exponential(si, grid[0] * grid[1] * model.config.token_bits)
+        timer.mark("sampling", si)
         if not plan.run:
             continue
         x = view.x
@@ -143,7 +152,9 @@ def generate_latents(
         last = si + 1 == len(schedule) or plan.stop_after
         out = stack.run(si, x, plan, run, scale, last)
         logits = _logits(stack, out, settings, scale, settings.temperature[si], run, si)
+        timer.mark("head", si)
         bits = _sample(logits, draws, plan, settings, grid, images)
+        timer.mark("sampling", si)
         gain = gain_of(gains, si)
         if si < len(forced_bits):
             codes = codes_from_bits(forced_bits[si], gain)
@@ -152,9 +163,11 @@ def generate_latents(
             amplitude = model.config.codebook_dim**-0.5 if gain is None else gain
             dense = plan.restore_codes(signs * amplitude, plan.keep, view)
             codes = tokens_to_bits(dense, latent_grids[si], patchify).movedim(-1, 1)
+            timer.mark("restore", si)
         else:
             codes = codes_from_bits(tokens_to_bits(bits, latent_grids[si], patchify), gain)
         latent = latent + resize(codes, latent_grids[-1])
+        timer.mark("next_input", si)
         if "codes" in run.events:
             run.after("codes", si, -1, None, latent)
         if on_scale_end is not None:

@@ -14,6 +14,7 @@ from torch import Tensor
 from infinity.ops.attention import AttentionRequest, KeyValues, select
 from infinity.policy import Branch, BranchPlan, PolicyRun, RestoreContext, Rows, ScalePlan
 from infinity.schedule import ScaleSchedule
+from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokens import KeepSet, PackedTokens, pack, pack_all
 from infinity.transformer.block import Attend, AttendText, Block, Modulation, Rope
 from infinity.transformer.cache import LayerCache
@@ -81,6 +82,7 @@ class BlockStack:
         cached_tokens: upper bound of cached tokens per scale; the last scale's entry is never
             allocated.
         attention: backend name, or "auto".
+        timer: hears the end of every stage.
     """
 
     def __init__(
@@ -93,7 +95,9 @@ class BlockStack:
         guidance: Guidance,
         cached_tokens: tuple[int, ...],
         attention: str = "auto",
+        timer: StageTimer = NO_TIMER,
     ) -> None:
+        self.timer = timer
         self.model, self.schedule, self.images, self.guidance = model, schedule, images, guidance
         self.blocks: list[Block] = list(model.layers())
         self.attention = attention
@@ -179,6 +183,7 @@ class BlockStack:
         shared = self.active(self.text.shared)
         layout = self._layout(si, pack_all(x))
         before = x
+        self.timer.mark("pack", si)
         for layer, block in enumerate(self.blocks):
             if layer == self.uncond_depth and self.rows == "both":
                 pruned = layout.pruned
@@ -186,17 +191,22 @@ class BlockStack:
                 layout = replace(layout, pruned=pruned)
                 before, shared = before[: self.images], shared[: self.images]
             if layer == first_pruned and plan.keep is not None:
+                self.timer.mark("blocks", si)
                 before = layout.spread(layout.tokens.x)
                 layout = self._layout(si, pack(before, self._keep_of_rows(plan, before.shape[0])))
                 layout = replace(layout, pruned=True)
+                self.timer.mark("pack", si)
             sublayer = _Sublayers(self, si, layer, block, shared, plan, policy, write)
             layout = replace(layout, tokens=sublayer.run(layout))
             if layer in self.guidance.layers and guidance_scale != 1 and self.rows == "both":
                 layout = self._guide(layout, layer, guidance_scale)
             if layer + 1 == end_pruned and plan.restore is not None:
+                self.timer.mark("blocks", si)
                 context = RestoreContext(before, self.schedule.grids[si], si, layer, "layer")
                 dense = plan.restore(layout.tokens, context)
                 layout = self._layout(si, pack_all(dense))
+                self.timer.mark("restore", si)
+        self.timer.mark("blocks", si)
         rows: Rows = self.rows if self.uncond_depth == depth or self.rows != "both" else "cond"
         return StackOutput(layout.tokens, rows)
 

@@ -1,0 +1,71 @@
+"""Stage times: complete, in order, and without influence on the picture."""
+
+import time
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from infinity.pipeline import InfinityPipeline
+from infinity.policy import PruningPolicy
+from infinity.schedule import scale_schedule
+from infinity.timing import NO_TIMER, StageClock
+from stepvar_patch.policies import POLICIES
+from tests.e2e.tiny_model import write_tiny_model
+from tests.toy import toy_model, toy_run, toy_text
+
+CPU = torch.device("cpu")
+LOOP = {"pack", "next_input", "select", "sampling", "blocks", "head"}
+
+
+def test_stages_add_up_to_the_call() -> None:
+    before = time.perf_counter()
+    clock = StageClock(CPU)
+    time.sleep(0.02)
+    clock.mark("text")
+    time.sleep(0.01)
+    clock.mark("blocks", 3)
+    clock.mark("text")
+    whole_ms = 1e3 * (time.perf_counter() - before)
+    spent = clock.milliseconds()
+    assert list(spent) == [("text", None), ("blocks", 3)]
+    assert spent["text", None] >= 20
+    assert 10 <= spent["blocks", 3] < 20
+    assert sum(spent.values()) == pytest.approx(whole_ms, abs=1)
+
+
+@pytest.mark.parametrize("kind", ["dense", "stepvar"])
+def test_every_stage_of_every_scale_is_marked_and_the_picture_stays(kind: str) -> None:
+    model = toy_model()
+    schedule = scale_schedule(1.0, "0.06M")
+    policy: PruningPolicy = POLICIES[kind]()
+    text = toy_text(model, (5,))
+    clock = StageClock(CPU)
+    timed = toy_run(model, text, schedule, policy=policy, timer=clock)
+    assert torch.equal(timed, toy_run(model, text, schedule, policy=policy, timer=NO_TIMER))
+    spent = clock.milliseconds()
+    assert ("conditioning", None) in spent
+    last = len(schedule) - 1
+    for si in range(len(schedule)):
+        stages = {stage for stage, scale in spent if scale == si}
+        assert stages - {"restore"} == LOOP
+        assert ("restore" in stages) == (kind == "stepvar" and si > last - 4)
+
+
+def test_the_pipeline_hands_the_clock_down(tiny_call) -> None:
+    clock = StageClock(CPU)
+    out = tiny_call(stage_clock=clock)
+    spent = clock.milliseconds()
+    assert {stage for stage, scale in spent if scale is None} == {
+        *("text", "conditioning", "scales", "decode")
+    }
+    assert sum(out.timings.values()) == pytest.approx(sum(spent.values()))
+    assert min(out.timings.values()) > 0
+
+
+@pytest.fixture
+def tiny_call(tmp_path: Path):
+    write_tiny_model(tmp_path / "model")
+    pipeline = InfinityPipeline.from_pretrained(tmp_path / "model", device="cpu")
+    return partial(pipeline, "a red apple", seed=1)
