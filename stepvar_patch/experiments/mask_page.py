@@ -1,8 +1,5 @@
 """Maps of every scale as one PNG strip, and as one HTML page that needs no server."""
 
-import base64
-import html
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,16 +10,18 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from infinity.io.files import write_atomic
 from infinity.io.images import write_png
 from infinity.schedule import Grid
+from stepvar_patch.experiments.page import data_url, write_page
 
 _DIMMED = 0.25
 """Brightness of a token that is not computed."""
 
 _DIFFERENCE_GAIN = 4.0
 _CELL_PX = 160
-_PAGE_PX = 288
+_PAGE_PX = 512
+"""Longest side of a picture in the page; larger ones are made smaller."""
+
 _GAP_PX = 4
 _LABEL_PX = 16
 _SIDE_PX = 80
@@ -53,10 +52,12 @@ class ScalePictures:
 
     Attributes:
         title: scale, grid and kept tokens.
+        share: of the tokens that are computed.
         panels: caption → picture.
     """
 
     title: str
+    share: float
     panels: dict[str, Image.Image]
 
     @staticmethod
@@ -83,6 +84,7 @@ class ScalePictures:
         light = _DIMMED + (1 - _DIMMED) * _scaled(seen.kept, seen.grid, size)
         return ScalePictures(
             title=f"scale {si}: {h} × {w}, {state}",
+            share=float(seen.kept.mean()) if seen.run else 0.0,
             panels={
                 "structure": _picture(_scaled(_unit(seen.structure), seen.grid, size)),
                 "texture": _picture(_scaled(_unit(seen.texture), seen.grid, size)),
@@ -118,7 +120,7 @@ def write_strip(path: Path, scales: Sequence[ScalePictures]) -> None:
     write_png(path, sheet)
 
 
-def write_page(
+def write_mask_page(
     path: Path, scales: Sequence[ScalePictures], prompt: str, policy: str, seed: int
 ) -> None:
     """Writes one page with a slider over the scales; pictures are inside it.
@@ -126,31 +128,19 @@ def write_page(
     Raises:
         UserError: the file cannot be written.
     """
-    sections = "\n".join(_section(index, scale) for index, scale in enumerate(scales))
-    page = _PAGE.format(
-        prompt=html.escape(prompt),
-        policy=html.escape(policy),
-        seed=seed,
-        last=len(scales) - 1,
-        sections=sections,
-        width=_PAGE_PX,
-    )
-    write_atomic(path, lambda file: file.write(page.encode()))
-
-
-def _section(index: int, scale: ScalePictures) -> str:
-    figures = "".join(
-        f'<figure><img alt="{html.escape(name)}" src="{_data(panel)}">'
-        f"<figcaption>{html.escape(name)}</figcaption></figure>"
-        for name, panel in scale.panels.items()
-    )
-    return f'<section id="s{index}"><h2>{html.escape(scale.title)}</h2>{figures}</section>'
-
-
-def _data(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    shown = [
+        {
+            "title": scale.title,
+            "share": scale.share,
+            "panels": [
+                (caption, data_url(panel, largest_px=_PAGE_PX))
+                for caption, panel in scale.panels.items()
+            ],
+        }
+        for scale in scales
+    ]
+    values = {"prompt": prompt, "policy": policy, "seed": seed, "scales": shown}
+    write_page(path, "masks.html", values, _SCRIPT)
 
 
 def _ascii(text: str) -> str:
@@ -178,38 +168,19 @@ def _picture(values: Any) -> Image.Image:
     return image.convert("RGB")
 
 
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Kept tokens: {prompt}</title>
-<style>
-body {{ font-family: system-ui, sans-serif; margin: 1.5rem; color: #222; }}
-h1 {{ font-size: 1.2rem; }} h2 {{ font-size: 1rem; }}
-input {{ width: min(100%, 40rem); }}
-section {{ display: none; }} section.shown {{ display: block; }}
-figure {{ display: inline-block; margin: 0 .5rem .5rem 0; }}
-img {{ width: {width}px; max-width: 100%; image-rendering: pixelated; }}
-figcaption {{ font-size: .85rem; }}
-</style>
-<noscript><style>section {{ display: block; }}</style></noscript>
-</head>
-<body>
-<h1>{prompt}</h1>
-<p>Policy {policy}, seed {seed}. Bright tokens are computed, dim ones are filled in; the
-difference is to the dense picture of the same seed.</p>
-<p><label>Scale <input id="scale" type="range" min="0" max="{last}" value="{last}"></label></p>
-{sections}
-<script>
+_SCRIPT = """
 const slider = document.getElementById("scale");
-function show() {{
-  document.querySelectorAll("section").forEach((section, index) =>
-    section.classList.toggle("shown", index === Number(slider.value)));
-}}
+const sections = document.querySelectorAll("section");
+const bars = document.querySelectorAll(".bars button");
+function show() {
+  const now = Number(slider.value);
+  sections.forEach((section, index) => section.classList.toggle("shown", index === now));
+  bars.forEach((bar, index) => bar.classList.toggle("now", index === now));
+}
 slider.addEventListener("input", show);
+bars.forEach((bar, index) => bar.addEventListener("click", () => {
+  slider.value = index;
+  show();
+}));
 show();
-</script>
-</body>
-</html>
 """

@@ -26,7 +26,12 @@ from infinity.schedule import Grid
 from infinity.tokens import KeepSet
 from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.generate import settings_of
-from stepvar_patch.experiments.mask_page import ScalePictures, SeenScale, write_page, write_strip
+from stepvar_patch.experiments.mask_page import (
+    ScalePictures,
+    SeenScale,
+    write_mask_page,
+    write_strip,
+)
 from stepvar_patch.experiments.plan import check, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
@@ -153,5 +158,5 @@ def run(config: GenerateConfig, load_pipeline: Callable[..., Any]) -> dict[str, 
         so_far = now
     strip, page = folder / f"{job.name}.masks.png", folder / f"{job.name}.masks.html"
     write_strip(strip, pictures)
-    write_page(page, pictures, job.row.prompt, policy.name, job.seed)
+    write_mask_page(page, pictures, job.row.prompt, policy.name, job.seed)
     return {"strip": strip, "page": page}
