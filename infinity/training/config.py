@@ -98,12 +98,31 @@ class QuantizerArm:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PerceptualConfig:
+    """A loss on the features of a network that is trained first, to guess the captions' words.
+
+    Attributes:
+        weight: of the distance of the features; 0 trains no such network.
+        seconds: training time of that network.
+        max_steps: at most so many steps of it.
+    """
+
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
+
+    weight: NonNegative = 0.0
+    seconds: Positive = 40.0
+    max_steps: Count = 1_000_000
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainTokenizerConfig:
     """A tokenizer training run.
 
     Attributes:
         output_dir: checkpoints, log and sheets go here.
         resume_from: a checkpoint folder of an earlier run.
+        resume: ``continue`` goes on where that run stopped, within the same allowance; ``weights``
+            starts anew from its averaged weights, with fresh moments.
         arms: quantiser variants, the first is the default choice.
         compare_seconds: training time of each arm before the choice (none with a single arm).
         prefer_margin_db: held-out PSNR by which another arm must beat the first.
@@ -111,6 +130,8 @@ class TrainTokenizerConfig:
         max_steps: steps in all of the chosen arm.
         wall_seconds: the run ends about so long after its start, compilation and data included, by
             shortening ``max_seconds``; None = no such limit. Evaluation and saving come on top.
+        border_weight: weight of the pixels within two latent cells of the border, relative to the
+            others; networks with group normalisation like to leave traces there.
         prefix_probability: share of images decoded from a prefix of the scales.
         prefix_scales: smallest and largest number of scales in such a prefix.
     """
@@ -119,6 +140,7 @@ class TrainTokenizerConfig:
 
     output_dir: str
     resume_from: str | None = None
+    resume: Literal["continue", "weights"] = "continue"
     seed: int = 0
     data: DataConfig = field(default_factory=DataConfig)
     model: TokenizerConfig = PRESETS["embedded"].tokenizer
@@ -133,6 +155,8 @@ class TrainTokenizerConfig:
     l1_weight: NonNegative = 1.0
     l2_weight: NonNegative = 0.5
     gradient_weight: NonNegative = 0.7
+    border_weight: Positive = 1.0
+    perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     prefix_probability: Fraction = 0.25
     prefix_scales: tuple[Count, Count] = (5, 9)
     optimizer: OptimizerConfig
@@ -144,10 +168,26 @@ class TrainTokenizerConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class AspectShare:
+    """How much of a phase is spent on one picture shape.
+
+    Attributes:
+        ratio: height over width; the nearest template of the schedule's table is used.
+        share: of the steps, relative to the other shares.
+    """
+
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
+
+    ratio: Positive
+    share: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhaseConfig:
     """One stage of transformer training: a prefix of the scales is a complete, cheaper problem.
 
     Attributes:
+        aspect_ratios: picture shapes; every step has one of them.
         scales: number of leading scales trained.
         batch_size: images per step and process.
         max_seconds: training time, compilation excluded.
@@ -157,6 +197,9 @@ class PhaseConfig:
 
     __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
 
+    aspect_ratios: Annotated[tuple[AspectShare, ...], MinLen(1)] = (
+        AspectShare(ratio=1.0, share=1.0),
+    )
     scales: Count
     batch_size: Count
     max_seconds: Positive
@@ -190,10 +233,11 @@ class TrainTransformerConfig:
         output_dir: checkpoints, log and sheets go here.
         resume_from: a checkpoint folder of an earlier run.
         resume: ``continue`` goes on where that run stopped, within the allowances of its phases;
-            ``weights`` runs all phases anew, starting from its raw weights with fresh moments.
+            ``weights`` runs all phases anew from its averaged weights, with fresh moments.
         tokenizer_dir: folder with the tokenizer's ``ema`` weights.
         text_encoder_dir: folder of the MiniLM text encoder.
-        cache_images: composed images whose latents and text features are held on the device.
+        cache_images: composed images whose latents and text features are held on the device,
+            divided among the aspect ratios.
         phases: run one after the other; the EMA restarts with each.
         wall_seconds: the run ends about so long after its start, compilation and data included, by
             shortening the phase it falls in; None = no limit. Evaluation and saving come on top.

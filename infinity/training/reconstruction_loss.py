@@ -1,8 +1,11 @@
 """How far a reconstructed image is from its original, in pixels and in edges."""
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+
+from infinity.schedule import Grid
 
 GRADIENT_LEVELS = 3
 
@@ -22,15 +25,25 @@ def gradient_l1(difference: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
     return total / GRADIENT_LEVELS
 
 
+def border_weights(side_px: Grid, margin_px: int, weight: float) -> Float[Tensor, "H W"]:
+    """``weight`` within ``margin_px`` of the border and 1 elsewhere."""
+    weights = torch.full(side_px, weight)
+    weights[margin_px:-margin_px, margin_px:-margin_px] = 1.0
+    return weights
+
+
 def reconstruction_loss(
     decoded: Float[Tensor, "b c H W"],
     image: Float[Tensor, "b c H W"],
     l1_weight: float,
     l2_weight: float,
     gradient_weight: float,
+    pixel_weights: Float[Tensor, "H W"] | None = None,
 ) -> Float[Tensor, ""]:
     """Weighted L1 + L2 + multi-resolution gradient L1 of images in [-1, 1], fp32."""
     difference = decoded.float() - image.float()
+    if pixel_weights is not None:
+        difference = difference * pixel_weights
     return (
         l1_weight * difference.abs().mean()
         + l2_weight * difference.square().mean()

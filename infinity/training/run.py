@@ -148,14 +148,10 @@ class TrainingRun:
         )
 
     @torch.no_grad()
-    def load(self, folder: Path, moments: bool = True) -> dict[str, Any]:
+    def load(self, folder: Path) -> dict[str, Any]:
         """The index of a checkpoint whose weights (and moments, if stored) are now this run's.
 
         Without moments the learning rate warms up again. The budget is not touched.
-
-        Args:
-            folder: checkpoint folder.
-            moments: continue from the moments too, if they are stored.
 
         Raises:
             UserError: the folder holds no complete checkpoint of this model.
@@ -165,8 +161,20 @@ class TrainingRun:
         for key, value in self.model.named_parameters():
             value.copy_(raw[key])
         self.ema.load(load_tensors(folder, "ema"), index["ema_steps"])
-        if moments and index["state"] == "full":
+        if index["state"] == "full":
             stored = load_tensors(folder, "optimizer")
             load_optimizer_tensors(self.model, self.optimizer, stored)
             self.warm_steps = index["warm_steps"]
         return index
+
+    @torch.no_grad()
+    def start_from(self, folder: Path) -> None:
+        """Makes the averaged weights of a checkpoint this run's start; moments and average are new.
+
+        Raises:
+            UserError: the folder holds no complete checkpoint of this model.
+        """
+        stored = load_tensors(folder, "ema")
+        for key, value in self.model.named_parameters():
+            value.copy_(stored[key])
+        self.ema.restart()

@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infinity.errors import UserError
+from infinity.schedule import Grid
 from infinity.training.config import DataConfig
 
 SEGMENT_BATCHES = 1000
@@ -27,12 +28,12 @@ class TrainingData:
     """A way to open a source by seed, and images that no source shows.
 
     Attributes:
-        open: seed → source.
+        open: seed, and the pictures' height and width (None: as ``held_out``) → source.
         held_out: ``(n, 3, H, W)`` in [-1, 1], on the training device.
         held_out_captions: one each.
     """
 
-    open: Callable[[int], ImageSource]
+    open: Callable[[int, Grid | None], ImageSource]
     held_out: Float[Tensor, "n 3 H W"]
     held_out_captions: tuple[str, ...]
 
@@ -58,7 +59,7 @@ class BatchStream:
             next(self)
 
     def _open(self) -> ImageSource:
-        return self._data.open(self._seed + self._position // SEGMENT_BATCHES)
+        return self._data.open(self._seed + self._position // SEGMENT_BATCHES, None)
 
     def __iter__(self) -> "BatchStream":
         return self
@@ -89,7 +90,7 @@ def load_training_data(config: DataConfig, device: torch.device) -> TrainingData
         raise UserError(f"{config.pack}: no held-out drawing in this pack.")
     composer = Composer(rendered, pack.records, 0)
     return TrainingData(
-        open=lambda seed: Composer(rendered, pack.records, seed),
+        open=lambda seed, canvas: Composer(rendered, pack.records, seed, canvas),
         held_out=composer.single([r.id for r in kept_back]),
         held_out_captions=tuple(f"{r.concept}, {r.style} style" for r in kept_back),
     )

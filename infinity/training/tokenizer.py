@@ -19,10 +19,11 @@ from infinity.errors import UserError
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.training.budget import Budget, deadline_after
+from infinity.training.caption_net import CaptionNet, train_caption_net
 from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
 from infinity.training.log import TrainingLog
-from infinity.training.reconstruction_loss import psnr_db
+from infinity.training.reconstruction_loss import border_weights, psnr_db
 from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
 from infinity.training.sheet import save_sheet
 from infinity.training.source import BatchStream, TrainingData, load_training_data
@@ -34,6 +35,7 @@ CHECKPOINT = "checkpoint"
 GAINS_KEY = "quantizer.scale_gains"
 EVALUATION_BATCH = 32
 SHEET_IMAGES = 12
+BORDER_CELLS = 2
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,8 @@ class TokenizerTrainer:
             self.grids,
             (config.l1_weight, config.l2_weight, config.gradient_weight),
             config.arms[0],
+            self._pixel_weights(),
+            self._caption_net(),
         ).to(self.device, memory_format=torch.channels_last)
         if config.compile and self.device.type == "cuda":
             self.objective.encoder.compile()
@@ -125,6 +129,22 @@ class TokenizerTrainer:
             encoder_parameters=sum(p.numel() for p in self.objective.encoder.parameters()),
             decoder_parameters=sum(p.numel() for p in self.objective.decoder.parameters()),
         )
+
+    def _pixel_weights(self) -> Tensor | None:
+        if self.config.border_weight == 1:
+            return None
+        size = self.data.held_out.shape[-2:]
+        margin = BORDER_CELLS * self.config.model.patch_size
+        return border_weights((size[0], size[1]), margin, self.config.border_weight)
+
+    def _caption_net(self) -> tuple[float, CaptionNet] | None:
+        wanted = self.config.perceptual
+        if not wanted.weight:
+            return None
+        source = self.data.open(self.config.seed + 1, None)
+        net, record = train_caption_net(source, self.device, wanted.seconds, wanted.max_steps)
+        self.log.write("caption net", **record)
+        return wanted.weight, net
 
     def run(self) -> TokenizerResult:
         config = self.config
@@ -164,9 +184,14 @@ class TokenizerTrainer:
         index = read_index(folder)
         if "arm" not in index:
             raise UserError(f"{folder}: this checkpoint holds no tokenizer run.")
-        run = self._fresh_run(QuantizerArm(**index["arm"]), index["steps"], index["seconds"])
-        run.load(folder)
-        if GAINS_KEY in (stored := load_tensors(folder, "raw")):
+        keep = self.config.resume == "continue"
+        steps, seconds = (index["steps"], index["seconds"]) if keep else (0, 0.0)
+        run = self._fresh_run(QuantizerArm(**index["arm"]), steps, seconds)
+        if keep:
+            run.load(folder)
+        else:
+            run.start_from(folder)
+        if GAINS_KEY in (stored := load_tensors(folder, "raw" if keep else "ema")):
             self.objective.gains.copy_(stored[GAINS_KEY])
         return run
 
@@ -258,6 +283,7 @@ class TokenizerTrainer:
             loss=float(output.loss.detach()),
             reconstruction=float(output.reconstruction),
             quantizer=float(output.quantizer),
+            perceptual=float(output.perceptual),
             batch_psnr_db=float(decibels.median()),
             learning_rate=run.learning_rate,
         )

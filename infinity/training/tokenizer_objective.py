@@ -17,6 +17,7 @@ from infinity.tokenizer.quantizer import (
     to_bits,
     unit_rms,
 )
+from infinity.training.caption_net import CaptionNet, perceptual_distance
 from infinity.training.config import QuantizerArm
 from infinity.training.quantizer_loss import quantize_scales
 from infinity.training.reconstruction_loss import reconstruction_loss
@@ -32,6 +33,7 @@ class StepOutput:
     loss: Tensor
     reconstruction: Tensor
     quantizer: Tensor
+    perceptual: Tensor
     squared_error: Tensor
 
 
@@ -45,9 +47,12 @@ class TokenizerObjective(nn.Module):
         grids: latent grid per scale.
         weights: of L1, L2 and gradient L1.
         arm: how to quantise; :meth:`select` changes it.
+        pixel_weights: ``(H, W)``, or None for equal weights.
+        perceptual: weight of the distance in a frozen network's features, and the network.
     """
 
     gains: Tensor
+    pixel_weights: Tensor | None
 
     def __init__(
         self,
@@ -55,13 +60,18 @@ class TokenizerObjective(nn.Module):
         grids: tuple[Grid, ...],
         weights: tuple[float, float, float],
         arm: QuantizerArm,
+        pixel_weights: Float[Tensor, "H W"] | None = None,
+        perceptual: tuple[float, CaptionNet] | None = None,
     ) -> None:
         super().__init__()
         self.encoder, self.decoder = tokenizer.encoder, tokenizer.decoder
         self.grids, self.weights, self.arm = grids, weights, arm
         codebook_dim = tokenizer.config.codebook_dim
         self.register_buffer("gains", torch.full((len(grids),), codebook_dim**-0.5))
+        self.register_buffer("pixel_weights", pixel_weights, persistent=False)
         self._codebook_dim = codebook_dim
+        # In a tuple, so that the network's weights are no part of this module's.
+        self._perceptual = perceptual
 
     def select(self, arm: QuantizerArm) -> None:
         """Changes the arm and forgets the gains."""
@@ -96,11 +106,20 @@ class TokenizerObjective(nn.Module):
                 quantizer = (f - torch.stack(codes).sum(dim=0)).square().mean()
                 z = self._sum_shown(codes, shown) + f - f.detach()
         decoded = self.decoder(z.contiguous(memory_format=torch.channels_last))
+        distance = quantizer.new_zeros(())
+        if self._perceptual is not None:
+            distance = perceptual_distance(self._perceptual[1], decoded, image)
         with torch.autocast(image.device.type, enabled=False):
-            reconstruction = reconstruction_loss(decoded, image, *self.weights)
+            reconstruction = reconstruction_loss(
+                decoded, image, *self.weights, pixel_weights=self.pixel_weights
+            )
             loss = reconstruction + self.arm.loss_weight * quantizer
+            if self._perceptual is not None:
+                loss = loss + self._perceptual[0] * distance
             error = (decoded.detach().float() - image).square().mean(dim=(1, 2, 3))
-        return StepOutput(loss, reconstruction.detach(), quantizer.detach(), error)
+        return StepOutput(
+            loss, reconstruction.detach(), quantizer.detach(), distance.detach(), error
+        )
 
     @staticmethod
     def _sum_shown(codes: list[Tensor], shown: Bool[Tensor, "b kept"]) -> Tensor:

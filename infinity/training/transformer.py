@@ -5,6 +5,7 @@ Source: spec infinity-transformer §11 and embedded-model, "Recommended recipe";
 """
 
 import logging
+import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -132,12 +133,18 @@ class TransformerTrainer:
                 max_tokens=config.model.text_max_tokens,
             ),
         )
-        self.schedule = scale_schedule(1.0, config.resolution, config.model.rope_reference)
-        self.grids = self.schedule.latent_grids(config.model.patchify)
-        if any(phase.scales > len(self.schedule) for phase in config.phases):
+        self.schedules = {
+            aspect.ratio: scale_schedule(
+                aspect.ratio, config.resolution, config.model.rope_reference
+            )
+            for phase in config.phases
+            for aspect in phase.aspect_ratios
+        }
+        scales = len(next(iter(self.schedules.values())))
+        if any(phase.scales > scales for phase in config.phases):
             raise UserError(
                 f"phases: {max(p.scales for p in config.phases)} scales asked for, resolution "
-                f"{config.resolution} has {len(self.schedule)}."
+                f"{config.resolution} has {scales}."
             )
         self.text_encoder = text_encoder or load_text_encoder(
             self.model_config.text_encoder,
@@ -151,19 +158,33 @@ class TransformerTrainer:
         if compiled:
             self.tokenizer.encoder.compile(dynamic=False)
         self.objective = self.accelerator.prepare_model(TransformerObjective(self.model, compiled))
-        self.cache = self._build_cache()
+        largest = {
+            ratio: max(a.share for p in config.phases for a in p.aspect_ratios if a.ratio == ratio)
+            for ratio in self.schedules
+        }
+        self.caches = {
+            ratio: self._build_cache(ratio, share / sum(largest.values()))
+            for ratio, share in largest.items()
+        }
 
-    def _build_cache(self) -> LatentCache:
+    def _build_cache(self, ratio: float, share: float) -> LatentCache:
+        """Examples of one picture shape; only the first is worth compiling the encoder for."""
         config, processes = self.config, self.accelerator.num_processes
         tokenizer = self.tokenizer.to(memory_format=torch.channels_last)
-        cache, times = build_cache(
-            self.data.open(config.seed + 7_919 * self.accelerator.process_index),
-            tokenizer,
-            self.text_encoder,  # type: ignore[arg-type]
-            max(1, config.cache_images // processes),
-            self.grids,
-            self.device,
-        )
+        grids = self.schedules[ratio].latent_grids(config.model.patchify)
+        height, width = (side * self.tokenizer.config.patch_size for side in grids[-1])
+        first = ratio == next(iter(self.schedules))
+        with torch.compiler.set_stance("default" if first else "force_eager"):
+            cache, times = build_cache(
+                self.data.open(
+                    config.seed + 7_919 * self.accelerator.process_index, (height, width)
+                ),
+                tokenizer,
+                self.text_encoder,  # type: ignore[arg-type]
+                max(1, int(config.cache_images * share) // processes),
+                grids,
+                self.device,
+            )
         if cache.text.shape[1] > config.model.text_max_tokens:
             raise UserError(
                 f"model.text_max_tokens: {config.model.text_max_tokens}; the captions need "
@@ -171,6 +192,7 @@ class TransformerTrainer:
             )
         self.log.write(
             "cache",
+            aspect_ratio=ratio,
             images=len(cache),
             image_s=times.image_s,
             text_s=times.text_s,
@@ -219,23 +241,29 @@ class TransformerTrainer:
         folder = Path(self.config.resume_from)
         if "phase" not in read_index(folder):
             raise UserError(f"{folder}: this checkpoint holds no transformer run.")
-        keep = self.config.resume == "continue"
-        index = run.load(folder, moments=keep)
+        if self.config.resume == "weights":
+            run.start_from(folder)
+            self.log.write("started from", folder=str(folder))
+            return 0, 0, 0.0
+        index = run.load(folder)
         self.log.write("resumed", steps=index["steps"], phase=index["phase"])
-        return (index["phase"], index["steps"], index["seconds"]) if keep else (0, 0, 0.0)
+        return index["phase"], index["steps"], index["seconds"]
 
     def _train(self, run: TrainingRun, number: int, phase: PhaseConfig) -> float:
         config, budget = self.config, run.budget
-        plan = sequence_plan(
-            self.schedule, phase.scales, config.model, config.scale_weights, self.device
-        )
+        plans = {
+            ratio: sequence_plan(
+                schedule, phase.scales, config.model, config.scale_weights, self.device
+            )
+            for ratio, schedule in self.schedules.items()
+        }
         self.model.train()
         begun = saved = drawn = time.monotonic()
         logged = (budget.steps, budget.seconds)
         loss = float("nan")
         while not budget.spent():
-            batch = self._batch(number, phase, budget.steps)
-            output = self.objective(*batch, plan)
+            ratio, batch = self._batch(number, phase, budget.steps)
+            output = self.objective(*batch, plans[ratio])
             run.step(output.loss, budget.progress if phase.decay else 0.0)
             if not budget.running:
                 synchronize(self.device)
@@ -243,7 +271,7 @@ class TransformerTrainer:
                 budget.start()
                 logged = (budget.steps, budget.seconds)
             elif budget.steps % config.log_every == 0:
-                loss = self._log_step(run, number, phase, output, logged)
+                loss = self._log_step(run, number, phase, ratio, output, logged)
                 logged = (budget.steps, budget.now())
             now = time.monotonic()
             if now - drawn > config.sheet_every_seconds:
@@ -261,39 +289,53 @@ class TransformerTrainer:
         return loss
 
     @torch.no_grad()
-    def _batch(self, number: int, phase: PhaseConfig, step: int) -> tuple[Tensor, ...]:
-        """Inputs, labels, text, its valid slots and the images whose text is dropped.
+    def _batch(
+        self, number: int, phase: PhaseConfig, step: int
+    ) -> tuple[float, tuple[Tensor, ...]]:
+        """Aspect ratio; inputs, labels, text, its valid slots and the images whose text is dropped.
 
-        A pure function of the seed, the process, the phase and the step.
+        A pure function of the seed, the process, the phase and the step; the aspect ratio is that
+        of all processes.
         """
         config, size = self.config, phase.batch_size
+        (aspect,) = random.Random(f"{config.seed}/{number}/{step}").choices(
+            phase.aspect_ratios, [aspect.share for aspect in phase.aspect_ratios]
+        )
+        cache, schedule = self.caches[aspect.ratio], self.schedules[aspect.ratio]
         generator = torch.Generator(self.device)
         rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
         generator.manual_seed(((config.seed * 64 + number) * 2**32 + step) * ranks + rank)
-        rows = torch.randint(len(self.cache), (size,), generator=generator, device=self.device)
-        features, text, valid = self.cache.batch(rows)
+        rows = torch.randint(len(cache), (size,), generator=generator, device=self.device)
+        features, text, valid = cache.batch(rows)
         inputs, labels = self_correction(
             features,
-            self.grids[: phase.scales],
+            schedule.latent_grids(config.model.patchify)[: phase.scales],
             flip_bits(config.self_correction, size, phase.scales, generator),
             patchify=config.model.patchify,
             gains=self.tokenizer.gains,
         )
         chance = torch.rand(size, generator=generator, device=self.device)
-        return inputs, labels, text, valid, chance < config.condition_dropout
+        return aspect.ratio, (inputs, labels, text, valid, chance < config.condition_dropout)
 
     def _log_step(
         self,
         run: TrainingRun,
         number: int,
         phase: PhaseConfig,
+        ratio: float,
         output: TransformerStep,
         since: tuple[int, float],
     ) -> float:
         synchronize(self.device)
         steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]
         images = steps * phase.batch_size * self.accelerator.num_processes / max(seconds, 1e-9)
-        flops = training_flops(self.config.model, self.schedule, phase.scales)
+        shares = sum(aspect.share for aspect in phase.aspect_ratios)
+        flops = sum(
+            aspect.share
+            / shares
+            * training_flops(self.config.model, self.schedules[aspect.ratio], phase.scales)
+            for aspect in phase.aspect_ratios
+        )
         loss = float(output.loss.detach())
         self.log.write(
             "step",
@@ -302,6 +344,7 @@ class TransformerTrainer:
             seconds=run.budget.now(),
             images_per_s=images,
             tflops=images * flops / 1e12,
+            aspect_ratio=ratio,
             loss=loss,
             scale_losses=output.scale_losses.tolist(),
             bit_accuracies=output.scale_accuracies.tolist(),

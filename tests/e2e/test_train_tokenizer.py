@@ -15,6 +15,7 @@ from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import (
     CheckpointConfig,
     OptimizerConfig,
+    PerceptualConfig,
     QuantizerArm,
     TrainTokenizerConfig,
 )
@@ -96,6 +97,25 @@ def test_half_state_is_small_and_can_be_resumed(tmp_path: Path) -> None:
     second = replace(first, output_dir=str(tmp_path / "2"), max_steps=8, resume_from=str(folder))
     assert run_tokenizer(second, squares(32)).steps == 8
     assert read_index(tmp_path / "2" / "checkpoint")["warm_steps"] == 2
+
+
+def test_a_new_run_starts_from_averaged_weights_with_a_perceptual_loss(tmp_path: Path) -> None:
+    first = run_tokenizer(replace(CONFIG, output_dir=str(tmp_path / "1")), squares(32))
+    perceptual = PerceptualConfig(weight=0.5, seconds=1e6, max_steps=25)
+    again = replace(
+        CONFIG,
+        output_dir=str(tmp_path / "2"),
+        resume_from=str(first.folder),
+        resume="weights",
+        perceptual=perceptual,
+    )
+    assert run_tokenizer(again, squares(32)).steps == 12
+    old, new = (rows(tmp_path / name, "step")[0] for name in ("1", "2"))
+    assert new["reconstruction"] < 0.9 * old["reconstruction"]
+    assert old["perceptual"] == 0 < new["perceptual"]
+    (net,) = rows(tmp_path / "2", "caption net")
+    assert net["steps"] == 25
+    assert net["nats_per_image"] < 0.5 * net["words"] * 0.6931
 
 
 def test_comparison_keeps_the_first_arm_unless_clearly_beaten(tmp_path: Path) -> None:

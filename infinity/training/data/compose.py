@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from infinity.schedule import Grid
 from infinity.training.data.captions import (
     COLOURS,
     RELATIONS,
@@ -37,7 +38,7 @@ _MAX_SHIFT = 0.06
 """3 % of the side, in the [-1, 1] coordinates of the layouts."""
 
 _SMALL = 0.46
-"""Size of each drawing of a pair or count, as a share of the side."""
+"""Size of each drawing of a pair or count, as a share of the shorter side."""
 
 _BESIDE = ((-0.5, 0.0), (0.5, 0.0))
 _STACKED = ((0.0, -0.5), (0.0, 0.5))
@@ -61,8 +62,8 @@ _MULTIPLE_GROUPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """Where one drawing goes: row of the pack, image of the batch, size as a share of the side,
-    centre in [-1, 1] with y down."""
+    """Where one drawing goes: row of the pack, image of the batch, size as a share of the shorter
+    side, centre in [-1, 1] with y down."""
 
     row: int
     image: int
@@ -82,19 +83,25 @@ class Composer:
         rendered: premultiplied RGBA of every record, on the device where batches are wanted.
         records: what is drawn in each row.
         seed: start of the random stream.
+        canvas: height and width of the pictures; the drawings' own by default.
 
     Raises:
         ValueError: ``rendered`` and ``records`` differ in length.
     """
 
     def __init__(
-        self, rendered: UInt8[Tensor, "r 256 256 4"], records: Sequence[Record], seed: int
+        self,
+        rendered: UInt8[Tensor, "r s s 4"],
+        records: Sequence[Record],
+        seed: int,
+        canvas: Grid | None = None,
     ) -> None:
         if len(rendered) != len(records):
             raise ValueError(f"{len(rendered)} rendered drawings for {len(records)} records")
         self._rendered = rendered
         self._records = records
         self._rng = Random(seed)
+        self._canvas = canvas or (rendered.shape[1], rendered.shape[2])
         self._row_of = {record.id: row for row, record in enumerate(records)}
         rows = [i for i, r in enumerate(records) if not is_held_out(r.concept, r.style)]
         multiple = [i for i in rows if records[i].group.startswith(_MULTIPLE_GROUPS)]
@@ -106,7 +113,7 @@ class Composer:
         self._counts = self._passes(self._countable)
         self._firsts = self._passes(multiple)
 
-    def batch(self, n: int) -> tuple[Float[Tensor, "n 3 256 256"], list[str]]:
+    def batch(self, n: int) -> tuple[Float[Tensor, "n 3 h w"], list[str]]:
         """``n`` images in [-1, 1] on the drawings' device, and one caption each."""
         placements: list[Placement] = []
         captions: list[str] = []
@@ -124,7 +131,7 @@ class Composer:
             placements += placed
         return self._compose(placements, backgrounds), captions
 
-    def single(self, ids: Sequence[str], background: str = "white") -> Float[Tensor, "n 3 256 256"]:
+    def single(self, ids: Sequence[str], background: str = "white") -> Float[Tensor, "n 3 h w"]:
         """The named drawings, centred at full size on an exact background colour, in [-1, 1].
 
         Raises:
@@ -188,10 +195,10 @@ class Composer:
 
     def _compose(
         self, placements: Sequence[Placement], backgrounds: Sequence[tuple[float, ...]]
-    ) -> Float[Tensor, "n 3 256 256"]:
+    ) -> Float[Tensor, "n 3 h w"]:
         device = self._rendered.device
         colour_N3 = torch.tensor(backgrounds, dtype=torch.float32).to(device, non_blocking=True)
-        layers = colour_N3.new_zeros(len(backgrounds), 4, *self._rendered.shape[1:3])
+        layers = colour_N3.new_zeros(len(backgrounds), 4, *self._canvas)
         for small in (False, True):
             group = [p for p in placements if (p.size <= 0.5) == small]
             if group:
@@ -201,7 +208,7 @@ class Composer:
         cover = layers[:, :3] + (1 - layers[:, 3:]) * colour_N3[:, :, None, None]
         return cover.mul_(2).sub_(1).clamp_(-1, 1)
 
-    def _sample(self, group: Sequence[Placement], halve: bool) -> Float[Tensor, "m 4 256 256"]:
+    def _sample(self, group: Sequence[Placement], halve: bool) -> Float[Tensor, "m 4 h w"]:
         """The placed drawings, each on an empty canvas; ``halve`` averages 2×2 pixels first."""
         device = self._rendered.device
         table = torch.tensor([(p.row, p.size, p.x, p.y) for p in group], dtype=torch.float64)
@@ -210,11 +217,11 @@ class Composer:
         source = self._rendered[rows].permute(0, 3, 1, 2).float().div_(255)
         if halve:
             source = F.avg_pool2d(source, 2)
+        height, width = self._canvas
+        across, down = (side / min(height, width) / size for side in (width, height))
         zero = torch.zeros_like(size)
-        theta = torch.stack([1 / size, zero, -x / size, zero, 1 / size, -y / size], dim=1).view(
-            -1, 2, 3
-        )
+        theta = torch.stack([across, zero, -x * across, zero, down, -y * down], dim=1)
         grid = F.affine_grid(
-            theta, [len(group), 4, *self._rendered.shape[1:3]], align_corners=False
+            theta.view(-1, 2, 3), [len(group), 4, height, width], align_corners=False
         )
         return F.grid_sample(source, grid, padding_mode="zeros", align_corners=False)

@@ -40,8 +40,9 @@ def score_images(
     """Every score that the prompts allow.
 
     Prompts in the caption grammar are scored by what they ask for; free wording is left out.
-    ``median_name_rank`` (lower is better, of ``names``), ``top10`` and ``style_accuracy`` look at
-    prompts for one object; ``kernel_distance`` and ``frechet_64`` (lower is better) at those on
+    ``median_name_rank`` (lower is better, of ``names``), ``median_word_rank`` (of ``words``: all
+    names and all keywords but the object's own), ``top10`` and ``style_accuracy`` look at prompts
+    for one object; ``kernel_distance`` and ``frechet_64`` (lower is better) at those on
     white; ``background_accuracy`` at all; ``count_accuracy`` at prompts for two to four copies.
     A score without images to compute it from is absent, and each has its ``n``.
 
@@ -138,9 +139,16 @@ def _single_scores(
     width = reference.name_embeddings.shape[1]
     truth = torch.tensor([reference.names.index(r.concepts[0]) for r in requests])
     ranks = name_ranks(predicted[:, :width], reference.name_embeddings, truth).float()
+    candidates = torch.cat([reference.name_embeddings, reference.keyword_embeddings])
+    ignored = torch.zeros(len(requests), len(candidates), dtype=torch.bool)
+    for row, name in enumerate(truth.tolist()):
+        ignored[row, [len(reference.names) + own for own in reference.keywords_of[name]]] = True
+    among_words = name_ranks(predicted[:, :width], candidates, truth, ignored).float()
     scores: Scores = {
         "single_n": len(requests),
         "median_name_rank": float(ranks.quantile(0.5)),
+        "median_word_rank": float(among_words.quantile(0.5)),
+        "words": len(candidates),
         "top10": float((ranks <= 10).float().mean()),
     }
     styles = predicted[:, width:].argmax(dim=1).tolist()

@@ -26,6 +26,7 @@ PENALTY = 300.0
 PRINCIPAL_DIRECTIONS = 64
 REAL_SAMPLES = 2000
 _CHUNK = 64
+_WORDS = ("names", "styles", "keywords", "keywords_of")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +36,10 @@ class Reference:
     Attributes:
         names: every concept name; row ``i`` of ``name_embeddings`` belongs to ``names[i]``.
         styles: the style words, in the order of the probe's last columns.
+        keywords: every keyword that is no concept's name, further candidates of a harder ranking.
+        keywords_of: positions in ``keywords`` of each concept's own keywords, as ``names`` go.
         name_embeddings: mean token state of each name.
+        keyword_embeddings: of each keyword.
         feature_mean: of training features, for standardising.
         feature_std: likewise; at least 1e-3.
         probe_weight: standardised features to name embedding and style one-hot.
@@ -49,7 +53,10 @@ class Reference:
 
     names: tuple[str, ...]
     styles: tuple[str, ...]
+    keywords: tuple[str, ...]
+    keywords_of: tuple[tuple[int, ...], ...]
     name_embeddings: Float[Tensor, "c e"]
+    keyword_embeddings: Float[Tensor, "w e"]
     feature_mean: Float[Tensor, " d"]
     feature_std: Float[Tensor, " d"]
     probe_weight: Float[Tensor, "d k"]
@@ -65,13 +72,14 @@ class Reference:
 
     def to(self, device: torch.device | str) -> "Reference":
         moved = {f: getattr(self, f).to(device) for f in _tensor_fields()}
-        return Reference(names=self.names, styles=self.styles, **moved)
+        words = {f: getattr(self, f) for f in _WORDS}
+        return Reference(**words, **moved)
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file; names and styles are its metadata."""
+        """Write one safetensors file; everything that is no tensor is its metadata."""
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {f: getattr(self, f).cpu().contiguous() for f in _tensor_fields()}
-        words = {"names": json.dumps(self.names), "styles": json.dumps(self.styles)}
+        words = {f: json.dumps(getattr(self, f)) for f in _WORDS}
         save_file(tensors, path, metadata=words)
 
     @classmethod
@@ -87,6 +95,8 @@ class Reference:
                 return cls(
                     names=tuple(json.loads(words["names"])),
                     styles=tuple(json.loads(words["styles"])),
+                    keywords=tuple(json.loads(words["keywords"])),
+                    keywords_of=tuple(tuple(own) for own in json.loads(words["keywords_of"])),
                     **{f: file.get_tensor(f) for f in _tensor_fields()},
                 )
         except (OSError, SafetensorError, KeyError) as error:
@@ -124,6 +134,11 @@ def fit(
 
     names = tuple(sorted({r.concept for r in records}))
     embeddings = name_embeddings(names, encoder).to(device)
+    own: dict[str, set[str]] = {name: set() for name in names}
+    for record in records:
+        own[record.concept].update(word for word in record.keywords if word not in own)
+    keywords = tuple(sorted(set().union(*own.values())))
+    position = {word: i for i, word in enumerate(keywords)}
     both = torch.cat([white, coloured])
     mean, std = both.mean(0), both.std(0).clamp_min(1e-3)
     target = torch.cat([embeddings[_indices(names, rows)], _one_hot(rows).to(device)], dim=1)
@@ -134,7 +149,10 @@ def fit(
     return Reference(
         names=names,
         styles=STYLES,
+        keywords=keywords,
+        keywords_of=tuple(tuple(position[w] for w in sorted(own[name])) for name in names),
         name_embeddings=embeddings,
+        keyword_embeddings=name_embeddings(keywords, encoder).to(device),
         feature_mean=mean,
         feature_std=std,
         probe_weight=weight,
@@ -149,6 +167,8 @@ def fit(
 
 def name_embeddings(names: Sequence[str], encoder: TextEncoder) -> Float[Tensor, "c e"]:
     """Mean token state of each name."""
+    if not names:
+        return torch.zeros(0, encoder.width)
     return torch.stack([rows.mean(0) for rows in encoder.encode(names).split()])
 
 
@@ -179,4 +199,4 @@ def _one_hot(rows: Sequence[Record]) -> Float[Tensor, "n s"]:
 
 
 def _tensor_fields() -> list[str]:
-    return [f.name for f in fields(Reference) if f.name not in ("names", "styles")]
+    return [f.name for f in fields(Reference) if f.name not in _WORDS]
