@@ -50,12 +50,15 @@ def generate(
     from stepvar_patch.experiments.schema import GenerateConfig
 
     settings = load_config(GenerateConfig, config, overrides or [])
+    from infinity.io.ranks import ranks_from_environment
     from stepvar_patch.experiments.generate import run
     from stepvar_patch.progress import RunProgress
 
-    load = load_pipeline_of(context)
+    load, ranks = load_pipeline_of(context), ranks_from_environment()
     with RunProgress(talk) as progress:
-        summary = run(settings, progress, load)
+        summary = run(settings, progress, load, ranks)
+    if ranks.rank:
+        return
     found = f", {summary.resumed} were finished before" if summary.resumed else ""
     text = f"{summary.images} images in {summary.seconds:.1f} s{found}: {summary.output}"
     say(asdict(summary), text, as_json)
@@ -209,7 +212,7 @@ def main(
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except UserError as error:
-        sys.stderr.write(f"stepvar: {error}\n")
+        sys.stderr.write(f"stepvar: {_who()}{error}\n")
         return 2
     except (Interrupted, KeyboardInterrupt):
         sys.stderr.write("stepvar: interrupted; the same command goes on where this one stopped\n")
@@ -221,6 +224,12 @@ def main(
         traceback.print_exc()
         return 1
     return 0
+
+
+def _who() -> str:
+    """Names the process in its messages, when it is not the first of its launch."""
+    rank = os.environ.get("RANK", "0")
+    return f"rank {rank}: " if rank.isdecimal() and int(rank) else ""
 
 
 if __name__ == "__main__":

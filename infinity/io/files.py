@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from infinity.errors import UserError
 
@@ -23,6 +23,9 @@ _USERS_DISK = {
     errno.ENOTDIR: "a part of its path is not a folder",
     errno.EISDIR: "a folder of that name is in the way",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.ELOOP: "it is a link, and links are not followed",
+    errno.ESTALE: "the folder is gone",
+    errno.EIO: "the disk reports an error",
 }
 
 
@@ -38,6 +41,24 @@ def write_error(path: Path, error: OSError) -> Exception:
     """
     reason = _USERS_DISK.get(error.errno or 0)
     return UserError(f"output: cannot write {path}: {reason}") if reason else error
+
+
+def open_file(path: Path, flags: int) -> BinaryIO:
+    """An unbuffered file at exactly ``path``: a link there is not followed.
+
+    Args:
+        path: the file.
+        flags: of ``os.open``.
+
+    Raises:
+        UserError: the disk is full or the place is not writable.
+    """
+    try:
+        handle = os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise write_error(path, error) from error
+    mode = "rb+" if flags & os.O_RDWR else "ab"
+    return cast(BinaryIO, os.fdopen(handle, mode, buffering=0))
 
 
 def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:

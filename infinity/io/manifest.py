@@ -1,12 +1,9 @@
 """The folder of a run: its lock, its resolved config and one manifest row per finished image."""
 
-import fcntl
-import hashlib
 import json
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -14,63 +11,73 @@ from typing import Any, BinaryIO
 import yaml
 
 from infinity.errors import UserError
-from infinity.io.files import remove_temporary, write_atomic, write_error
+from infinity.io.claims import CLAIMS, Claims
+from infinity.io.files import open_file, remove_temporary, write_atomic, write_error
+from infinity.io.index import DiskIndex
+from infinity.io.lock import RunLock
+from infinity.io.ranks import Ranks
+from infinity.io.rows import ImageRow, file_sha256, image_name, is_finished, manifest_rows
+
+__all__ = ["ImageRow", "RunFolder", "file_sha256", "image_name", "read_rows"]
 
 MANIFEST = "run.jsonl"
+RANK_MANIFESTS = "run.rank-*.jsonl"
+"""Manifests of the processes of a run that is at work or was killed, beside the common one."""
+
 CONFIG = "config.yaml"
-LOCK = ".lock"
 
 _log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True)
-class ImageRow:
-    """One finished image, as a line of ``run.jsonl``.
-
-    Attributes:
-        id: of the prompt row.
-        seed: of this image.
-        prompt: the text.
-        negative_prompt: the text, or ``None``.
-        file: name of the PNG in the run folder.
-        sha256: of the PNG's bytes.
-        weights: digest of the model that made it.
-        ms: milliseconds per stage; a batch's time is shared equally among its images.
-        extra: further fields of the prompt row.
-    """
-
-    id: str
-    seed: int
-    prompt: str
-    negative_prompt: str | None
-    file: str
-    sha256: str
-    weights: str
-    ms: dict[str, float]
-    extra: dict[str, Any] = field(default_factory=dict)
-
-
-def image_name(row_id: str, seed: int) -> str:
-    """File name of an image without its suffix; the part after the last ``_`` is the seed."""
-    return f"{row_id}_{seed}"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def read_rows(folder: Path) -> list[ImageRow]:
-    """Rows of all finished images of a run, in the order in which they were finished.
+    """Rows of all finished images of a run.
 
     Raises:
         UserError: the folder holds no manifest.
     """
-    path = folder / MANIFEST
-    if not path.is_file():
+    paths = _manifests(folder)
+    if not paths:
         raise UserError(f"{folder}: holds no {MANIFEST}, so it is no folder of stepvar generate")
-    return [row for row in _rows(path) if row is not None and _is_finished(folder, row)]
+    found: dict[str, ImageRow] = {}
+    for path in paths:
+        for row in manifest_rows(path):
+            if row is not None and is_finished(folder, row):
+                found.setdefault(row.file, row)
+    return list(found.values())
+
+
+class FinishedImages:
+    """The manifest rows of the images that are finished, by file name, in constant memory."""
+
+    def __init__(self) -> None:
+        self._rows = DiskIndex()
+        self.weights: dict[str, str] = {}
+        """Digest of weights → an image that they made."""
+
+    def add(self, row: ImageRow) -> bool:
+        """Whether the row is new."""
+        self.weights.setdefault(row.weights, row.file)
+        return self._rows.add(row.file, row.to_line())
+
+    def replace(self, row: ImageRow) -> None:
+        """Puts a row in the place of another one of the same image."""
+        self._rows.replace(row.file, row.to_line())
+
+    def get(self, file: str) -> ImageRow | None:
+        line = self._rows.get(file)
+        return None if line is None else _row(line)
+
+    def values(self) -> Iterator[ImageRow]:
+        return map(_row, self._rows.values())
+
+    def __contains__(self, file: str) -> bool:
+        return file in self._rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def close(self) -> None:
+        self._rows.close()
 
 
 class RunFolder:
@@ -80,10 +87,18 @@ class RunFolder:
     is the file's. Everything else (a half-written last line, a row whose file is gone or altered,
     a temporary file) is dropped when the folder is opened, so the run makes it again.
 
+    Several processes of one launch may hold the folder together. The first that comes opens it, in
+    the sense above; each appends to a manifest of its own; the last to leave `merge`s them.
+
     Args:
         path: the folder; created with its parents when missing.
         config: resolved config of this run as JSON values, written to ``config.yaml``.
         fixed: picks the part of a config that must not differ when the run is resumed.
+        ranks: this process among those of its launch.
+
+    Attributes:
+        finished: images that were finished when the run was opened, and this process' since then.
+        claims: which process draws which batch.
 
     Raises:
         UserError: not writable, in use by another run, not a run folder, or a run that differs
@@ -95,24 +110,28 @@ class RunFolder:
         path: Path,
         config: Mapping[str, Any],
         fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        ranks: Ranks = Ranks(),
     ) -> None:
         self.path = path
+        name = MANIFEST if ranks.alone else RANK_MANIFESTS.replace("*", f"{ranks.rank:05d}")
+        self._manifest = path / name
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / LOCK).open("ab")
         except FileExistsError as error:
             raise UserError(f"output: {path} is a file; give a folder") from error
         except OSError as error:
             raise write_error(path, error) from error
+        self._lock = RunLock(path, ranks)
         try:
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(f"output: {path} is in use by another run") from error
             self._check_config(config, fixed)
-            remove_temporary(path)
-            self.finished: dict[str, ImageRow] = self._load_finished()
-            self._write_config(config)
+            self.finished = FinishedImages()
+            if self._lock.first:
+                self._open(config)
+                self._lock.share()
+            else:
+                for row in filter(None, _rows_of([path / MANIFEST])):
+                    self.finished.add(row)
+            self.claims = Claims(path, ranks)
         except BaseException:
             self._lock.close()
             raise
@@ -126,7 +145,20 @@ class RunFolder:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.claims.close()
+        self.finished.close()
         self._lock.close()
+
+    def check_present(self) -> None:
+        """Makes sure that nobody removed or replaced the folder.
+
+        Raises:
+            UserError: somebody did.
+        """
+        if not self._lock.is_current():
+            raise UserError(
+                f"output: {self.path} was removed or replaced while the run was at work"
+            )
 
     def append(self, row: ImageRow) -> None:
         """Adds one row, durably and whole: a row that does not fit on the disk leaves no trace.
@@ -137,20 +169,61 @@ class RunFolder:
         Raises:
             UserError: the disk is full or the manifest is not writable.
         """
-        line = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n"
-        path = self.path / MANIFEST
+        self.check_present()
+        line = row.to_line()
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
         try:
-            with path.open("ab", buffering=0) as file:
-                size = file.tell()
+            with open_file(self._manifest, flags) as file:
+                size = os.fstat(file.fileno()).st_size
                 try:
-                    _write_all(file, line.encode())
+                    _write_all(file, line)
                     os.fsync(file.fileno())
                 except BaseException:
                     file.truncate(size)
                     raise
         except OSError as error:
-            raise write_error(path, error) from error
-        self.finished[row.file] = row
+            raise write_error(self._manifest, error) from error
+        self.finished.add(row)
+
+    def merge(self, files: Iterable[str]) -> bool:
+        """Leaves the run; the last process to leave makes one manifest of all, in order.
+
+        Args:
+            files: names of the run's images in order; others keep their place behind them.
+
+        Returns:
+            Whether this was the last process, so that no other is at work in the folder.
+
+        Raises:
+            UserError: the disk is full or the folder is not writable.
+        """
+        if not self._lock.last():
+            return False
+        self.check_present()
+        found = self._load_finished(verified=True)
+        placed = DiskIndex()
+
+        def write(file: BinaryIO) -> None:
+            for row in filter(None, map(found.get, files)):
+                if placed.add(row.file, b""):
+                    file.write(row.to_line())
+            for row in found.values():
+                if placed.add(row.file, b""):
+                    file.write(row.to_line())
+
+        if len(found):
+            self._replace_manifests(write)
+        found.close()
+        placed.close()
+        (self.path / CLAIMS).unlink(missing_ok=True)
+        return True
+
+    def _open(self, config: Mapping[str, Any]) -> None:
+        remove_temporary(self.path)
+        (self.path / CLAIMS).unlink(missing_ok=True)
+        self.finished.close()
+        self.finished = self._load_finished(verified=False)
+        self._write_config(config)
 
     def _check_config(
         self,
@@ -159,14 +232,14 @@ class RunFolder:
     ) -> None:
         path = self.path / CONFIG
         if not path.exists():
-            if (self.path / MANIFEST).exists():
+            if _manifests(self.path):
                 raise UserError(
                     f"output: {self.path} has a {MANIFEST} but no {CONFIG}; choose another folder"
                 )
             return
         try:
             before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, yaml.YAMLError) as error:
+        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
             raise UserError(f"output: {path} cannot be read; choose another folder") from error
         if not isinstance(before, dict) or not before.keys() & config.keys():
             raise UserError(f"output: {path} is not the config of a run; choose another folder")
@@ -189,55 +262,53 @@ class RunFolder:
         )
         write_atomic(self.path / CONFIG, lambda file: file.write(text.encode()))
 
-    def _load_finished(self) -> dict[str, ImageRow]:
-        path = self.path / MANIFEST
-        if not path.exists():
-            return {}
-        finished: dict[str, ImageRow] = {}
-        lines = 0
-        for lines, row in enumerate(_rows(path), start=1):  # noqa: B007
-            if row is not None and _is_finished(self.path, row):
-                finished[row.file] = row
-        if lines != len(finished):
-            _log.warning("%s: %d unfinished rows are made again", path, lines - len(finished))
-            rows = [json.dumps(asdict(row), ensure_ascii=False) for row in finished.values()]
-            text = "".join(f"{row}\n" for row in rows)
-            write_atomic(path, lambda file: file.write(text.encode()))
+    def _load_finished(self, *, verified: bool) -> FinishedImages:
+        """The rows of all manifests whose images are finished; the manifests are put right.
+
+        Args:
+            verified: trust rows without reading their images, unless two of one image differ.
+        """
+        paths = _manifests(self.path)
+        finished = FinishedImages()
+        rows = 0
+        for row in _rows_of(paths):
+            rows += 1
+            if row is None:
+                continue
+            known = finished.get(row.file)
+            if known is None:
+                if verified or is_finished(self.path, row):
+                    finished.add(row)
+            elif known.sha256 != row.sha256 and is_finished(self.path, row):
+                finished.replace(row)
+        if not verified and (rows != len(finished) or any(p.name != MANIFEST for p in paths)):
+            if dropped := rows - len(finished):
+                _log.warning("%s: %d unfinished rows are made again", self.path, dropped)
+            self._replace_manifests(
+                lambda file: [file.write(row.to_line()) for row in finished.values()]
+            )
         return finished
 
-
-def _is_finished(folder: Path, row: ImageRow) -> bool:
-    file = folder / row.file
-    return (
-        row.file == f"{image_name(row.id, row.seed)}.png"
-        and file.is_file()
-        and file_sha256(file) == row.sha256
-    )
+    def _replace_manifests(self, write: Callable[[BinaryIO], object]) -> None:
+        write_atomic(self.path / MANIFEST, write)
+        for path in self.path.glob(RANK_MANIFESTS):
+            path.unlink(missing_ok=True)
 
 
-def _rows(path: Path) -> Iterator[ImageRow | None]:
-    """The rows of a manifest, ``None`` for a line that is not a whole row."""
-    with path.open("rb") as file:
-        for line in file:
-            try:
-                row = ImageRow(**json.loads(line)) if line.endswith(b"\n") else None
-                if row is not None and not _well_formed(row):
-                    row = None
-            except (ValueError, TypeError, RecursionError):
-                row = None
-            yield row
+def _manifests(folder: Path) -> list[Path]:
+    """The common manifest, if it is there, and those of single processes."""
+    common = [folder / MANIFEST] if (folder / MANIFEST).is_file() else []
+    return common + sorted(folder.glob(RANK_MANIFESTS))
 
 
-def _well_formed(row: ImageRow) -> bool:
-    texts = (row.id, row.prompt, row.file, row.sha256, row.weights)
-    return (
-        all(isinstance(text, str) for text in texts)
-        and isinstance(row.seed, int)
-        and "/" not in row.file
-        and isinstance(row.negative_prompt, str | None)
-        and isinstance(row.ms, dict)
-        and isinstance(row.extra, dict)
-    )
+def _rows_of(paths: Iterable[Path]) -> Iterator[ImageRow | None]:
+    for path in paths:
+        if path.is_file():
+            yield from manifest_rows(path)
+
+
+def _row(line: bytes) -> ImageRow:
+    return ImageRow(**json.loads(line))
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity.errors import UserError
+from infinity.io.index import DiskIndex
 
 MAX_LINE_BYTES = 65_536
 """Longest line read; a longer one is a mistake in the file, not a prompt."""
@@ -70,7 +71,7 @@ def read_prompts(path: Path) -> Iterator[PromptRow]:
     the file's stem comes first: ``animals-00001``. A ``.jsonl`` line is an object with ``prompt``
     and optionally ``id``, ``seed`` and ``negative_prompt``; a ``.csv`` has these as columns. Other
     fields are kept in ``extra``. Ids are unique regardless of case, because some file systems
-    ignore it. Nothing is held in memory but, where ids can clash, a digest and place per id.
+    ignore it. Rows are read one by one and the ids seen are kept on disk: memory stays constant.
 
     Args:
         path: ``.txt``, ``.jsonl`` or ``.csv`` file, or a folder of ``.txt`` read in name order.
@@ -82,22 +83,21 @@ def read_prompts(path: Path) -> Iterator[PromptRow]:
         UserError: missing, unreadable or empty file, unknown kind of file, undecodable or overlong
             line, a malformed row, an invalid id or seed, or two rows with one id.
     """
-    seen: dict[bytes, str] = {}
     numbered = path.suffix.lower() == ".txt" and path.is_file()
+    seen = DiskIndex()
     empty = True
-    for row in _rows(path):
-        empty = False
-        if numbered:
+    try:
+        for row in _rows(path):
+            empty = False
+            if not numbered and not seen.add(_fold(row.id), row.where.encode("utf-8", "replace")):
+                earlier = (seen.get(_fold(row.id)) or b"").decode()
+                raise UserError(
+                    f"{row.where}: id {row.id!r} is already used by {earlier}; ids must be unique "
+                    "(upper and lower case count as the same)"
+                )
             yield row
-            continue
-        key = hashlib.blake2b(_fold(row.id).encode(), digest_size=16).digest()
-        if key in seen:
-            raise UserError(
-                f"{row.where}: id {row.id!r} is already used by {seen[key]}; ids must be unique "
-                "(upper and lower case count as the same)"
-            )
-        seen[key] = row.where
-        yield row
+    finally:
+        seen.close()
     if empty:
         raise UserError(f"prompts: {path} holds no prompt; give at least one")
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from accelerate.utils import set_seed
+from accelerate.utils import parse_flag_from_env, set_seed
 from torch import Tensor, nn
 
 from infinity.training.budget import Budget, learning_rate
@@ -28,10 +28,12 @@ Decays = Callable[[str, Tensor], bool]
 def start_accelerator(seed: int) -> Accelerator:
     """Accelerator with bf16 autocast on CUDA and fp32 elsewhere, and seeded generators.
 
-    ``ACCELERATE_USE_CPU=true`` in the environment keeps it off the GPU.
+    ``ACCELERATE_USE_CPU=true`` in the environment keeps it off the GPU. Without ``cpu=True``
+    accelerate would let the processes of a CPU launch train apart, without a word.
     """
-    cuda = PartialState().device.type == "cuda"
-    accelerator = Accelerator(mixed_precision="bf16" if cuda else "no")
+    cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
+    cuda = PartialState(cpu=cpu).device.type == "cuda"
+    accelerator = Accelerator(mixed_precision="bf16" if cuda else "no", cpu=cpu)
     set_seed(seed)
     if cuda:
         torch.set_float32_matmul_precision("high")

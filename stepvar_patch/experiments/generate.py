@@ -14,6 +14,7 @@ from PIL import Image
 from infinity.errors import UserError
 from infinity.io.images import Provenance, contact_sheet, strip, write_png
 from infinity.io.manifest import ImageRow, RunFolder, file_sha256
+from infinity.io.ranks import Ranks, ranks_from_environment
 from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.plan import ImageJob, check, jobs
 from stepvar_patch.experiments.pruning import draw_pruned, recorded, resolve_pruning
@@ -45,52 +46,91 @@ class RunSummary:
     seconds: float
 
 
-def run(config: GenerateConfig, progress: Progress, load_pipeline: LoadPipeline) -> RunSummary:
-    """Draws every image of a run that is not finished yet.
+def run(
+    config: GenerateConfig,
+    progress: Progress,
+    load_pipeline: LoadPipeline,
+    ranks: Ranks | None = None,
+) -> RunSummary:
+    """Draws every image of a run that is not finished yet, alone or as one of several processes.
 
     The prompt file, the run folder and the model's manifest are checked before weights are read. An
     image is written before its manifest row, so killing the process loses at most one batch.
 
+    Processes exchange no messages: each takes the next batch that nobody holds (`Claims`), and
+    stays until all are done, so that the batches of one that dies are drawn by the others.
+
     Args:
         config: of the run.
-        progress: told of every finished batch.
+        progress: told of every finished batch, by rank 0 of what all processes made.
         load_pipeline: reads the model directory.
+        ranks: this process among those of the run; default: what the launcher's environment says.
 
     Returns:
-        Counts and the time taken.
+        Counts of the whole run and the time taken.
 
     Raises:
         UserError: a mistake in the prompts, settings, weights or output folder, or a full disk.
     """
     start = time.perf_counter()
+    ranks = ranks or ranks_from_environment()
     checked = check(config)
     resolved = {**asdict(config), "device": checked.device, "dtype": checked.dtype}
-    with RunFolder(Path(config.output), resolved, _fixed_on_resume) as folder:
+    with RunFolder(Path(config.output), resolved, _fixed_on_resume, ranks) as folder:
         resumed = _count_finished(folder, config)
         if checked.digest is not None:
             _check_weights(folder, config, checked.digest)
-        progress.start(checked.images, resumed)
+        if ranks.rank == 0:
+            progress.start(checked.images, resumed)
         if resumed < checked.images:
             pipeline = load_pipeline(
                 config.model,
                 tokenizer=config.tokenizer,
                 text_encoder=config.text_encoder,
-                device=checked.device,
+                device=_own_device(checked.device, ranks),
                 dtype=checked.dtype,
             )
             _check_weights(folder, config, pipeline.digest)
             policy = resolve_pruning(config, pipeline.config)
             maker = _Maker(config, folder, pipeline, checked.dtype, policy)
-            every = jobs(config)
-            while batch := list(islice(every, maker.batch_size)):
-                if made := maker.make(batch):
-                    progress.advance(made)
-        if config.contact_sheet:
+            _draw_all(maker, checked.images, progress if ranks.rank == 0 else None)
+        last = folder.merge(job.file for job in jobs(config))
+        if last and config.contact_sheet:
             _write_contact_sheet(folder, config)
     seconds = time.perf_counter() - start
     return RunSummary(
         output=config.output, images=checked.images - resumed, resumed=resumed, seconds=seconds
     )
+
+
+def _draw_all(maker: "_Maker", images: int, progress: Progress | None) -> None:
+    """Takes and draws batches until all of the run are done, whoever drew them."""
+    claims = maker.folder.claims
+    told = 0
+
+    def tell() -> None:
+        nonlocal told
+        if progress is not None and (made := claims.made() - told):
+            told += made
+            progress.advance(made)
+
+    batches = -(-images // maker.batch_size)
+    while claims.wait(batches, tell):
+        every = jobs(maker.config)
+        for number in range(batches):
+            batch = list(islice(every, maker.batch_size))
+            if claims.take(number):
+                claims.finish(number, maker.make(batch))
+                tell()
+
+
+def _own_device(device: str, ranks: Ranks) -> str:
+    """The GPU of this process, when several processes run and none is named."""
+    if ranks.alone or device != "cuda":
+        return device
+    import torch
+
+    return f"cuda:{ranks.local % torch.cuda.device_count()}"
 
 
 def versions() -> dict[str, str]:
@@ -164,9 +204,10 @@ class _Maker:
         On a GPU the batch is drawn whole even when only some of it is unfinished: kernels round by
         batch, and so a resumed run gives the very images of an uninterrupted one.
         """
-        unfinished = {job.file for job in batch} - self.folder.finished.keys()
+        unfinished = {job.file for job in batch if job.file not in self.folder.finished}
         if not unfinished:
             return 0
+        self.folder.check_present()
         previews = _Previews(self.pipeline.decode)
         try:
             out = draw_pruned(
@@ -249,11 +290,11 @@ def _fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_weights(folder: RunFolder, config: GenerateConfig, digest: str) -> None:
-    for row in folder.finished.values():
-        if row.weights != digest:
+    for weights, file in folder.finished.weights.items():
+        if weights != digest:
             raise UserError(
                 f"model: {config.model} holds other weights than those that made "
-                f"{folder.path / row.file}; choose another output folder"
+                f"{folder.path / file}; choose another output folder"
             )
 
 

@@ -42,8 +42,9 @@ def test_generate_resume_and_replay(work: Path, capsys: pytest.CaptureFixture[st
     (work / "out" / pictures[1]).unlink()
     assert main(["generate", "c.yaml", "preview=true", "batch_size=3"]) == 0
     assert images(work / "out") == whole
-    row = json.loads((work / "out" / "run.jsonl").read_text().splitlines()[-1])
-    assert row["file"] == pictures[1]
+    lines = (work / "out" / "run.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == ["00001", "00002", "00003"]
+    row = json.loads(lines[-1])
     assert {"text", "scales", "decode", "preview", "write"} == row["ms"].keys()
     assert min(row["ms"].values()) >= 0
     assert main(["replay", f"out/{pictures[2]}"]) == 0

@@ -10,6 +10,7 @@ import pytest
 
 from infinity.errors import UserError
 from infinity.io.manifest import ImageRow, RunFolder, file_sha256
+from infinity.io.ranks import Ranks
 
 CONFIG = {"seed": 1, "guidance_scale": (1.0, 2.0), "temperature": None, "batch_size": 1}
 
@@ -151,3 +152,57 @@ def test_a_row_that_does_not_fit_leaves_no_trace(
             finish(folder, "c")
         assert "c_5.png" not in folder.finished
     assert (two / "run.jsonl").read_bytes() == before
+
+
+RANKS = [Ranks(rank=rank, world=2, run="launch") for rank in range(2)]
+
+
+def test_processes_of_one_launch_share_the_folder_and_leave_one_manifest(two: Path) -> None:
+    with RunFolder(two, CONFIG, fixed, RANKS[0]) as a, RunFolder(two, CONFIG, fixed, RANKS[1]) as b:
+        assert a.claims.take(0)
+        finish(b, "d")
+        finish(a, "c")
+        assert "d_5.png" not in a.finished
+        for ranks in (Ranks(), Ranks(rank=1, world=2, run="launch")):
+            with pytest.raises(UserError, match="in use by another run"):
+                RunFolder(two, CONFIG, fixed, ranks)
+        order = ["d_5.png", "c_5.png", "b_5.png"]
+        assert not a.merge(order)
+        assert b.merge(order)
+    lines = (two / "run.jsonl").read_text().removesuffix("\n").split("\n")
+    rows = [json.loads(line)["id"] for line in lines]
+    assert rows == ["d", "c", "b", "a"]
+    assert {path.name for path in two.iterdir() if path.suffix != ".png"} == {
+        *("run.jsonl", "config.yaml", ".lock")
+    }
+
+
+def test_manifests_of_a_killed_launch_are_taken_over(two: Path) -> None:
+    with RunFolder(two, CONFIG, fixed, RANKS[1]) as folder:
+        finish(folder, "c")
+        (two / "d_5.png").write_bytes(b"half")
+    assert finished(two) == ["a", "b", "c"]
+    assert not list(two.glob("run.rank-*"))
+
+
+def test_a_folder_removed_under_a_run_is_told(two: Path) -> None:
+    with RunFolder(two, CONFIG, fixed) as folder:
+        two.rename(two.parent / "moved")
+        two.mkdir()
+        with pytest.raises(UserError, match="removed or replaced"):
+            finish(folder, "c")
+
+
+@pytest.mark.parametrize("name", [".lock", "run.jsonl", ".claims"])
+def test_links_in_the_folder_are_not_written_through(two: Path, name: str) -> None:
+    outside = two.parent / "outside"
+    outside.write_bytes(b"")
+    (two / name).unlink(missing_ok=True)
+    (two / name).symlink_to(outside)
+    try:
+        with RunFolder(two, CONFIG, fixed) as folder:
+            finish(folder, "c")
+            folder.claims.finish(0, 1)
+    except UserError as error:
+        assert "links are not followed" in str(error)  # noqa: PT017
+    assert outside.read_bytes() == b""

@@ -1,0 +1,113 @@
+"""The lock of a run folder: one run at a time, of one process or of many."""
+
+import fcntl
+import os
+import time
+from pathlib import Path
+from typing import BinaryIO
+
+from infinity.errors import UserError
+from infinity.io.files import open_file
+from infinity.io.ranks import Ranks
+
+LOCK = ".lock"
+PATIENCE_S = 3.0
+"""How long a process waits for the first of its own launch to name the run in the lock."""
+
+_POLL_S = 0.05
+
+
+class RunLock:
+    """Membership in the run that owns a folder.
+
+    The first process holds the lock alone while it opens the folder; `share` lets the others of its
+    launch in. A process that dies leaves at once, for the kernel drops its locks.
+
+    Args:
+        folder: exists.
+        ranks: this process among those of its launch.
+
+    Attributes:
+        first: whether this process came first and must open the folder.
+
+    Raises:
+        UserError: another run owns the folder, or the lock cannot be written.
+    """
+
+    def __init__(self, folder: Path, ranks: Ranks) -> None:
+        self._folder, self._ranks = folder, ranks
+        self._file = open_file(folder / LOCK, os.O_RDWR | os.O_CREAT)
+        self._own = None if ranks.alone else self._rank_lock()
+        self.first = False
+        try:
+            self._join()
+        except BaseException:
+            self.close()
+            raise
+
+    def share(self) -> None:
+        """Lets the other processes of the launch in; called by the first."""
+        if self._ranks.alone:
+            return
+        while not _try(self._file.fileno(), fcntl.LOCK_SH):
+            time.sleep(_POLL_S)
+
+    def last(self) -> bool:
+        """Gives up membership; True, with the lock held alone, when no other process has any."""
+        if self._ranks.alone:
+            return True
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+        if not _try(self._file.fileno(), fcntl.LOCK_EX):
+            return False
+        os.ftruncate(self._file.fileno(), 0)
+        for path in self._folder.glob(f"{LOCK}-*"):
+            path.unlink(missing_ok=True)
+        return True
+
+    def is_current(self) -> bool:
+        """Whether the folder is still the one that was locked."""
+        try:
+            here = os.stat(self._folder / LOCK, follow_symlinks=False)
+        except OSError:
+            return False
+        return os.path.samestat(here, os.fstat(self._file.fileno()))
+
+    def close(self) -> None:
+        self._file.close()
+        if self._own is not None:
+            self._own.close()
+
+    def _rank_lock(self) -> BinaryIO:
+        file = open_file(self._folder / f"{LOCK}-{self._ranks.rank:05d}", os.O_RDWR | os.O_CREAT)
+        if not _try(file.fileno(), fcntl.LOCK_EX):
+            file.close()
+            raise self._in_use()
+        return file
+
+    def _join(self) -> None:
+        patient_until = time.monotonic() + PATIENCE_S
+        while True:
+            if _try(self._file.fileno(), fcntl.LOCK_EX):
+                self.first = True
+                os.ftruncate(self._file.fileno(), 0)
+                os.pwrite(self._file.fileno(), self._ranks.run.encode(), 0)
+                return
+            if self._ranks.alone:
+                raise self._in_use()
+            ours = os.pread(self._file.fileno(), 4096, 0) == self._ranks.run.encode()
+            if ours and _try(self._file.fileno(), fcntl.LOCK_SH):
+                return
+            if not ours and time.monotonic() > patient_until:
+                raise self._in_use()
+            time.sleep(_POLL_S)
+
+    def _in_use(self) -> UserError:
+        return UserError(f"output: {self._folder} is in use by another run")
+
+
+def _try(handle: int, kind: int) -> bool:
+    try:
+        fcntl.flock(handle, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
