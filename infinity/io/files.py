@@ -21,6 +21,7 @@ _USERS_DISK = {
     errno.EPERM: "permission denied",
     errno.ENOENT: "the folder is gone",
     errno.ENOTDIR: "a part of its path is not a folder",
+    errno.EEXIST: "a file of that name is in the way",
     errno.EISDIR: "a folder of that name is in the way",
     errno.ENAMETOOLONG: "the name is too long",
     errno.ELOOP: "it is a link, and links are not followed",

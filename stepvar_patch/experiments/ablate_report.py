@@ -100,7 +100,7 @@ def write_report(
 
 def markdown(lines: Sequence[Line], title: str, command: str) -> str:
     """The table for a README, with the command that makes it."""
-    head, *body = _cells(lines)
+    head, *body = as_cells(lines)
     rows = [head, ["---", *["---:"] * (len(head) - 1)], *([_pipe(c) for c in row] for row in body)]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     return f"**{title}**, {lines[0].images} images per row: `{command}`\n\n{table}\n"
@@ -108,14 +108,15 @@ def markdown(lines: Sequence[Line], title: str, command: str) -> str:
 
 def latex(lines: Sequence[Line], title: str) -> str:
     """The table as a LaTeX ``tabular`` that needs no package."""
-    head, *body = _cells(lines)
+    head, *body = as_cells(lines)
     rows = [" & ".join(map(_tex, row)) + r" \\" for row in (head, *body)]
     rule = r"\hline"
     lead = rf"% {title}" + "\n" + rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
     return "\n".join([lead, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}"]) + "\n"
 
 
-def _cells(lines: Sequence[Line]) -> list[list[str]]:
+def as_cells(lines: Sequence[Line]) -> list[list[str]]:
+    """The printed table: the head, then one row of texts per line."""
     scales = len(lines[0].bit_agreement)
     shown = range(max(0, scales - LAST_SCALES), scales)
     head = ["cell", "FLOPs", "time", "PSNR dB", "SSIM", *(f"bits @{si - scales}" for si in shown)]

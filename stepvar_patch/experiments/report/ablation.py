@@ -1,0 +1,67 @@
+"""Results of ``stepvar ablate``: ``table.json``."""
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infinity.errors import UserError
+from stepvar_patch.experiments.ablate_report import Line, as_cells
+from stepvar_patch.experiments.report.files import fit
+from stepvar_patch.experiments.report.model import Arm, Profile, Quality, Source, Table
+
+_GRID_POINT = re.compile(r"(?:(?P<series>.*) )?(?P<point>[\w.*+-]+=\S.*)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    title: str
+    command: str
+    cells: tuple[Line, ...]
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def is_ablation(value: dict[str, Any]) -> bool:
+    """Whether a JSON object is the table of an ablation."""
+    return "cells" in value and "command" in value
+
+
+def read_ablation(path: Path, value: dict[str, Any]) -> Source:
+    """What an ablation has to show.
+
+    Raises:
+        UserError: a field is missing or of the wrong kind, or there are no cells.
+    """
+    file = fit(_File, value, path)
+    if not file.cells:
+        raise UserError(f"{path}: cells is empty; an ablation has at least one")
+    if len({len(line.bit_agreement) for line in file.cells}) > 1:
+        raise UserError(f"{path}: cells: bit_agreement must have as many scales in every cell")
+    head, *rows = as_cells(file.cells)
+    bits = {line.cell: line.bit_agreement for line in file.cells}
+    return Source(
+        title=f"Ablation: {file.title}",
+        path=str(path),
+        summary=f"{len(file.cells)} variants against the dense pictures of the same seeds, "
+        f"{file.cells[0].images} images each.",
+        commands=(file.command,),
+        environment=file.versions,
+        arms=tuple(map(_arm, file.cells)),
+        profiles=(Profile(title="share of bits equal to dense", lines=bits),),
+        tables=(Table(title="", head=head, rows=rows),),
+    )
+
+
+def _arm(line: Line) -> Arm:
+    found = _GRID_POINT.fullmatch(line.cell)
+    ratios = {"flops": line.flop_ratio, "time": line.time_ratio}
+    return Arm(
+        label=line.cell,
+        series=(found["series"] or found["point"].partition("=")[0]) if found else line.cell,
+        point=found["point"].rpartition("=")[2] if found else "",
+        speeds={name: 1 / ratio for name, ratio in ratios.items() if ratio},
+        quality={
+            "psnr_db": Quality(mean=line.psnr_db, error=line.psnr_se_db),
+            "ssim": Quality(mean=line.ssim),
+        },
+    )

@@ -1,0 +1,64 @@
+"""The folder of ``stepvar generate``: its pictures, its masks, and where the time went."""
+
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from infinity.errors import UserError
+from infinity.io.images import Provenance, read_png
+from infinity.io.manifest import CONFIG, ImageRow, read_rows
+from stepvar_patch.experiments.report.files import read_text
+from stepvar_patch.experiments.report.model import Bars, Shot, Source
+
+_CONFIG_CHARACTERS = 20_000
+
+
+def read_run(folder: Path) -> Source:
+    """What a run folder has to show.
+
+    Raises:
+        UserError: it has no finished image, or its config cannot be read.
+    """
+    rows = read_rows(folder)
+    if not rows:
+        raise UserError(f"{folder} holds no finished image; run stepvar generate to the end first")
+    made = read_png(folder / rows[0].file)[1]
+    stages = [name for name, value in rows[0].ms.items() if isinstance(value, float | int)]
+    times = [median(_ms(row, stage) for row in rows) for stage in stages]
+    config = folder / CONFIG
+    return Source(
+        title=f"Run: {folder.resolve().name}",
+        path=str(folder),
+        summary=f"{len(rows)} images by {made.model['name']}, {_policy(made)}.",
+        environment={
+            **made.versions,
+            "device": str(made.settings.get("device")),
+            "dtype": str(made.settings.get("dtype")),
+            "weights": rows[0].weights,
+        },
+        config=read_text(config)[:_CONFIG_CHARACTERS] if config.is_file() else "",
+        bars=(
+            Bars(title="milliseconds per image, median", stages=stages, rows={folder.name: times}),
+        ),
+        shots=[_shot(folder, row) for row in rows],
+    )
+
+
+def _policy(made: Provenance) -> str:
+    pruning: Any = made.settings.get("pruning")
+    kind = pruning.get("kind") if isinstance(pruning, dict) else None
+    return "dense" if kind is None else f"pruned by {kind}"
+
+
+def _ms(row: ImageRow, stage: str) -> float:
+    value: Any = row.ms.get(stage)
+    return float(value) if isinstance(value, float | int) else 0.0
+
+
+def _shot(folder: Path, row: ImageRow) -> Shot:
+    masks = folder / f"{row.file.removesuffix('.png')}.masks.png"
+    return Shot(
+        key=(row.prompt, row.id, row.seed),
+        picture=folder / row.file,
+        masks=masks if masks.is_file() else None,
+    )

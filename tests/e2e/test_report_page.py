@@ -1,0 +1,80 @@
+"""``stepvar report`` through the real command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+from runs import stepvar
+from tiny_model import REPOSITORY
+
+pytest.importorskip("matplotlib")
+SCORE = REPOSITORY / "results" / "ablations" / "score"
+RECORDS = sorted((REPOSITORY / "results").glob("*.json"))
+
+
+def test_every_committed_result_makes_one_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page, plots = tmp_path / "new" / "page.html", tmp_path / "plots"
+    words = [str(path) for path in (SCORE, *RECORDS)]
+    assert stepvar("report", *words, "--output", str(page), "--plots", str(plots), "--json") == 0
+    made = json.loads(capsys.readouterr().out)
+    text = page.read_text()
+    assert made["page"] == str(page)
+    assert made["bytes"] == page.stat().st_size < 10 * 2**20
+    assert sorted(made["plots"]) == sorted(map(str, plots.iterdir()))
+    assert "stepvar ablate configs/ablations/score.yaml images=12" in text
+    assert "NVIDIA H200" in text
+    assert "src=" not in text
+
+
+def test_runs_stand_side_by_side_and_what_is_left_out_is_said(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "p.txt").write_text("".join(f"a <b>thing</b> {i}\n" for i in range(14)))
+    for name in ("one", "two"):
+        assert stepvar("generate", "c.yaml", "prompts=p.txt", f"output={name}") == 0
+    (work / "two" / "00014_0.png").unlink(missing_ok=True)
+    assert stepvar("report", "one", "two", "one", "--output", "page.html") == 0
+    page = (work / "page.html").read_text()
+    assert page.count("<img") == 24
+    assert "2 more pictures are in the folders" in page
+    assert "a &lt;b&gt;thing&lt;/b&gt; 0" in page
+    assert "milliseconds per image" in page
+    assert "page.html, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("{", "is not valid JSON"),
+        ('{"cells": 3, "command": "c", "title": "t"}', "cells: must be a valid tuple, not '3'"),
+        ("{}", "is no result that a report knows"),
+    ],
+)
+def test_a_mistake_is_one_sentence_and_no_page(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str
+) -> None:
+    (tmp_path / "r.json").write_text(text)
+    page = tmp_path / "page.html"
+    assert stepvar("report", str(SCORE), str(tmp_path / "r.json"), "--output", str(page)) == 2
+    err = capsys.readouterr().err
+    assert told in err
+    assert err.count("\n") == 1
+    assert not page.exists()
+
+
+def test_a_place_that_cannot_be_written_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert stepvar("report", str(SCORE), "--output", str(tmp_path / "file" / "page.html")) == 2
+    assert "cannot write" in capsys.readouterr().err
+
+
+def test_a_damaged_mask_picture_is_told(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert stepvar("generate", "c.yaml", "contact_sheet=false") == 0
+    picture = min((work / "out").glob("*.png"))
+    picture.with_suffix(".masks.png").write_bytes(picture.read_bytes()[:100])
+    assert stepvar("report", "out", "--output", "page.html") == 2
+    assert ".masks.png cannot be read as a PNG" in capsys.readouterr().err

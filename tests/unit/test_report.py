@@ -1,0 +1,181 @@
+"""What a report reads from results, and how it draws them."""
+
+import json
+import re
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from infinity.errors import UserError
+from stepvar_patch.experiments.report import charts
+from stepvar_patch.experiments.report.model import Arm, Bars, Profile, Quality
+from stepvar_patch.experiments.report.read import read_source
+from stepvar_patch.experiments.report.write import write_report
+
+pytest.importorskip("matplotlib")
+RESULTS = Path(__file__).parents[2] / "results"
+COMMITTED = [*RESULTS.glob("*.json"), *(RESULTS / "ablations").iterdir()]
+
+
+def cell(name: str, **values: Any) -> dict[str, Any]:
+    given = {"images": 2, "psnr_db": 20.0, "psnr_se_db": 1.0, "ssim": 0.8, "ms": 9.0}
+    given |= {"bit_agreement": [1.0, None, 0.5], "first_divergence": 1, "time_ratio": 0.5}
+    return {**given, "cell": name, "time_ratio_iqr": None, "flop_ratio": 0.4, **values}
+
+
+def table(folder: Path, *cells: dict[str, Any], **extra: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    value = {"title": "t", "command": "stepvar ablate x.yaml", "cells": cells, **extra}
+    (folder / "table.json").write_text(json.dumps(value))
+    return folder
+
+
+def test_an_ablation_gives_its_cells_as_points_and_its_grid_as_lines(tmp_path: Path) -> None:
+    names = ("random", "half ratio=0.5", "half ratio=0.9", "seed=1", "a, b=2")
+    source = read_source(table(tmp_path / "a", *map(cell, names), news={"unknown": 1}))
+    assert [(arm.series, arm.point) for arm in source.arms] == [
+        ("random", ""),
+        ("half", "0.5"),
+        ("half", "0.9"),
+        ("seed", "1"),
+        ("a,", "2"),
+    ]
+    assert source.arms[0].speeds == {"flops": 2.5, "time": 2.0}
+    assert source.arms[0].quality["psnr_db"] == Quality(mean=20, error=1)
+    assert source.commands == ("stepvar ablate x.yaml",)
+    assert source.tables[0].rows[1][:4] == ["half ratio=0.5", "2.50×", "2.00×", "20.00 ± 1.00"]
+
+
+def test_an_uncounted_cell_has_no_point_against_flops(tmp_path: Path) -> None:
+    (arm,) = read_source(table(tmp_path / "a", cell("x", flop_ratio=None))).arms
+    assert set(arm.speeds) == {"time"}
+    assert charts.speed_quality([arm], "flops", "psnr_db") is None
+
+
+def test_a_record_gives_every_figure(tmp_path: Path) -> None:
+    path = tmp_path / "r.json"
+    rows = {"a": {"n": 1, "x": 0.123456789}, "b": {"n": 2, "x": None}}
+    value = {"what": "w", "command": "c", "environment": {"gpu": "H200"}, "n": 197, "rows": rows}
+    path.write_text(json.dumps(value))
+    source = read_source(path)
+    assert (source.summary, source.commands, source.environment) == ("w", ["c"], {"gpu": "H200"})
+    assert [list(table.rows) for table in source.tables] == [
+        [["n", "197"]],
+        [["a", "1", "0.12346"], ["b", "2", "–"]],
+    ]
+
+
+@pytest.mark.parametrize("path", COMMITTED, ids=lambda path: path.name)
+def test_every_committed_result_can_be_shown(path: Path) -> None:
+    source = read_source(path)
+    assert source.tables
+    assert all(source.commands)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        ("[]", "must hold a JSON object"),
+        ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": 1}', "is no result that a report knows"),
+        ('{"cells": [], "command": "c", "title": "t"}', "cells is empty"),
+        ('{"cells": [{"cell": 1}], "command": "c", "title": "t"}', "cells.0.cell: must be"),
+        ('{"what": "w", "command": "c", "environment": 3}', "environment must be an object"),
+        ('{"what": "w", "command": "c", "a":' + 9 * '{"a":' + "1" + 10 * "}", "nested too deeply"),
+    ],
+)
+def test_a_damaged_result_is_told_in_one_sentence(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=re.escape(told)) as error:
+        read_source(path)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_cells_with_unequal_scales_are_refused(tmp_path: Path) -> None:
+    folder = table(tmp_path / "a", cell("x"), cell("y", bit_agreement=[1.0]))
+    with pytest.raises(UserError, match="as many scales in every cell"):
+        read_source(folder)
+
+
+def test_what_is_no_file_of_results_is_refused(tmp_path: Path) -> None:
+    binary = tmp_path / "b.json"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path, told in (
+        (tmp_path / "none.json", "cannot be read"),
+        (tmp_path, "holds neither table.json nor run.jsonl"),
+        (binary, "is not a text in UTF-8"),
+    ):
+        with pytest.raises(UserError, match=told):
+            read_source(path)
+
+
+def arm(series: str, x: float, y: float, point: str = "") -> Arm:
+    return Arm(
+        label=series,
+        series=series,
+        point=point,
+        speeds={"flops": x, "time": x},
+        quality={"psnr_db": Quality(mean=y)},
+    )
+
+
+def text_of(svg: str) -> list[str]:
+    root = ElementTree.fromstring(svg)
+    return ["".join(e.itertext()).strip() for e in root.iter() if e.tag.endswith("text")]
+
+
+def test_a_chart_names_every_series_as_text_whatever_it_is_called() -> None:
+    names = ["<script>x</script>", "$\\frac{", "a & b", "é" * 60]
+    svg = charts.speed_quality(
+        [arm(name, 2, i) for i, name in enumerate(names)], "flops", "psnr_db"
+    )
+    assert svg is not None
+    shown = text_of(svg)
+    assert set(names[:3]) <= set(shown)
+    assert "<script>" not in svg
+    assert "é" * 29 + "…" in shown
+
+
+def test_a_chart_takes_its_ink_from_the_page_and_is_the_same_every_time() -> None:
+    arms = [arm("a", 1.5, 20, "0.5"), arm("a", 2.5, 17, "0.3"), arm("b", 2, 21)]
+    first, second = (charts.speed_quality(arms, "time", "psnr_db") for _ in range(2))
+    assert first == second
+    assert first is not None
+    assert "currentColor" in first
+    assert "#01020" not in first
+    assert {"0.5", "0.3", "a", "b"} <= set(text_of(first))
+    assert ElementTree.fromstring(charts.standalone(first)).get("style")
+
+
+def test_names_beside_a_chart_never_overlap() -> None:
+    places = charts._apart([0.1, 0.1, 0.11, 0.99, 1.0], 0.1)
+    gaps = [b - a for a, b in pairwise(places)]
+    assert min(gaps) >= 0.1 - 1e-9
+    assert min(places) >= 0
+    assert max(places) <= 1
+
+
+def test_profiles_and_bars_show_their_names() -> None:
+    profile = Profile(title="bits", lines={"x": [1.0, None, 0.5], "gone": [None, None, None]})
+    assert "x" in text_of(charts.profile(profile))
+    bars = Bars(title="ms", stages=("text", "scales"), rows={"dense": (1.0, 9.0), "fast": (1, 4)})
+    assert {"dense", "fast", "text", "scales", "ms"} <= set(text_of(charts.bars(bars)))
+
+
+def test_a_report_tells_equal_names_of_two_results_apart(tmp_path: Path) -> None:
+    folders = [table(tmp_path / name, cell("half"), title=name) for name in ("one", "two")]
+    made = write_report(folders, tmp_path / "new" / "page.html", tmp_path / "plots", "c <&>")
+    page = (tmp_path / "new" / "page.html").read_text()
+    assert {"half (one)", "half (two)"} <= set(re.findall(r">(half \(\w+\))<", page))
+    assert "c &lt;&amp;&gt;" in page
+    assert made["bytes"] == (tmp_path / "new" / "page.html").stat().st_size
+    names = {Path(path).name for path in made["plots"]}
+    assert {"psnr-flops.svg", "ssim-time.svg", "ablation-one-psnr-flops.svg"} <= names
+    assert {path.name for path in (tmp_path / "plots").iterdir()} == names
