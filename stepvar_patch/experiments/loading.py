@@ -2,8 +2,8 @@
 
 import os
 import types
-from collections.abc import Iterator, Sequence
-from dataclasses import fields
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
@@ -44,10 +44,9 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
     tree = _read_yaml(path)
     problems: list[Problem] = []
     origin: dict[tuple[str, ...], str] = {}
-    included = [field.name for field in fields(cast(Any, schema)) if field.metadata.get(FROM_FILE)]
+    included = list(_included(schema))
     try:
-        for name in included:
-            _include(tree, name, here, origin)
+        _include(tree, included, here, origin)
         for word in overrides:
             source = f"argument '{word}'"
             try:
@@ -58,8 +57,7 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
             except ValueError as error:
                 problems.append(Problem(source, str(error)))
             else:
-                if written == [name := written[0]] and name in included:
-                    _include(tree, name, here, origin)
+                _include(tree, included, here, origin)
         values = _resolve(tree, here)
     except OmegaConfBaseException as error:
         text = f"{error.full_key}: {str(error).splitlines()[0]}"
@@ -92,14 +90,39 @@ def _text_keys(value: Any) -> Any:
     return [_text_keys(part) for part in value] if isinstance(value, list) else value
 
 
+def _included(schema: type[Any], *above: str) -> Iterator[list[str]]:
+    """Paths of the fields that may name a file; ``*`` stands for every key of a mapping."""
+    for field in fields(schema):
+        if field.metadata.get(FROM_FILE):
+            yield [*above, field.name]
+        hint = _hints(schema)[field.name]
+        if get_origin(hint) is Mapping and is_dataclass(value := get_args(hint)[1]):
+            yield from _included(cast(Any, value), *above, field.name, "*")
+
+
 def _include(
-    tree: dict[str, Any], name: str, here: str, origin: dict[tuple[str, ...], str]
+    tree: dict[str, Any], paths: list[list[str]], here: str, origin: dict[tuple[str, ...], str]
 ) -> None:
-    """Puts the content of a YAML file in the place of its path."""
-    if isinstance(tree.get(name), str):
-        path = Path(_resolve(tree, here)[name])
-        tree[name] = _resolve(_read_yaml(path), os.path.dirname(path) or ".")
-        origin[(name,)] = str(path)
+    """Puts the content of YAML files in the place of their paths."""
+    for path in paths:
+        for keys in _matching(tree, path):
+            if isinstance(_at(tree, keys), str):
+                file = Path(_at(_resolve(tree, here), keys))
+                _replace(tree, keys, _resolve(_read_yaml(file), os.path.dirname(file) or "."))
+                origin[tuple(keys)] = str(file)
+
+
+def _matching(tree: Any, path: list[str]) -> list[list[str]]:
+    try:
+        return list(_expand(tree, path))
+    except ValueError:
+        return []
+
+
+def _at(tree: Any, keys: Sequence[str]) -> Any:
+    for key in keys:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
 
 
 def _resolve(tree: dict[str, Any], here: str) -> Any:

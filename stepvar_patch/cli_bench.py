@@ -1,0 +1,48 @@
+"""``stepvar bench``: latency and memory of arms side by side, and of the attention backends."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import typer.core
+
+from stepvar_patch.terminal import Json, Overrides, load_pipeline_of, say, talk, verb
+
+
+class _DefaultVerb(typer.core.TyperGroup):
+    """``bench CONFIG`` is ``bench run CONFIG``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["run", *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_DefaultVerb,
+    help="Time and memory of policies side by side, or of the attention backends.",
+    no_args_is_help=True,
+)
+
+
+@verb(app)
+def run(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML file in configs/bench/.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Time arms side by side, interleaved in one process; `run` may be left out."""
+    from stepvar_patch.experiments.bench.schema import BenchConfig
+    from stepvar_patch.experiments.loading import load_config
+
+    settings = load_config(BenchConfig, config, overrides or [])
+    from stepvar_patch.experiments.bench.report import markdown
+    from stepvar_patch.experiments.bench.run import run as measure
+    from stepvar_patch.progress import RunProgress
+
+    command = shlex.join(["stepvar", "bench", str(config), *(overrides or [])])
+    with RunProgress(talk) as progress:
+        record = measure(settings, progress, load_pipeline_of(context), command)
+    say(record, f"{markdown(record)}\n{settings.output}", as_json)

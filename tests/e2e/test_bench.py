@@ -1,0 +1,246 @@
+"""``stepvar bench`` through the real command line, on a tiny model and on random weights."""
+
+import json
+from dataclasses import fields
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import pytest
+import yaml
+from tiny_model import CONFIG, REPOSITORY, write_tiny_model
+
+from infinity.config import PRESETS
+from stepvar_patch.cli import main
+from stepvar_patch.cost import plan_cost
+from stepvar_patch.experiments.bench.record import Row
+from stepvar_patch.experiments.bench.row import Drawer, Sample
+from stepvar_patch.experiments.bench.schema import Arm, BenchConfig, arms
+from stepvar_patch.experiments.loading import load_config
+from stepvar_patch.experiments.pruning import policy_request, resolve_pruning, sampling_settings
+from stepvar_patch.policies import POLICIES
+
+FILES = sorted((REPOSITORY / "configs" / "bench").glob("*.yaml"))
+BALANCED = REPOSITORY / "configs" / "pruning" / "stepvar_balanced.yaml"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    write_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture
+def work(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    (tmp_path / "b.yaml").write_text(
+        f"weights: {model}\noutput: out/b.json\ndevice: cpu\nwarmup: 1\nrounds: 3\n"
+        "baseline: dense\narms:\n  dense: {}\n"
+        f"  balanced: {{pruning: {BALANCED}}}\n"
+        "  inline: {pruning: {kind: fastvar}}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def bench(*words: str) -> dict[str, Any]:
+    assert main(["bench", "b.yaml", *words]) == 0
+    return json.loads(Path("out/b.json").read_text())
+
+
+@pytest.mark.parametrize("path", [f for f in FILES if f.stem != "attention"], ids=lambda p: p.stem)
+def test_every_shipped_file_is_valid_and_its_policies_fit(path: Path) -> None:
+    config = load_config(BenchConfig, path)
+    given = yaml.safe_load(path.read_text())
+    assert given.keys() == {field.name for field in fields(BenchConfig)}
+    shape = PRESETS[config.preset or "embedded"]
+    kinds = {arm.label: resolve_pruning(arm, shape) for arm in arms(config)}
+    assert kinds[config.baseline] is None
+    assert any(policy is not None for policy in kinds.values())
+
+
+def test_the_numbers_of_the_file_agree_with_each_other(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = bench("pace_s=0.001")
+    assert record["rounds_done"] == 3
+    assert record["note"] is None
+    assert record["model"]["name"] == "tiny"
+    assert record["environment"]["torch"]
+    assert record["environment"]["gpu"] is None
+    assert record["command"] == "stepvar bench b.yaml pace_s=0.001"
+    rows = {row["arm"]: row for row in record["rows"]}
+    assert list(rows) == ["dense", "balanced", "inline"]
+    dense = rows["dense"]
+    for row in rows.values():
+        assert row["error"] is None
+        for mode in ("back_to_back", "paced"):
+            timed = row[mode]
+            totals = [sample["total_ms"] for sample in timed["samples"]]
+            assert timed["n"] == len(totals) == 3
+            assert timed["median_ms"] == pytest.approx(median(totals))
+            assert (timed["min_ms"], timed["max_ms"]) == (min(totals), max(totals))
+            ratio = dense[mode]["median_ms"] / timed["median_ms"]
+            assert timed["speedup"] == pytest.approx(ratio, rel=1e-3)
+            for sample in timed["samples"]:
+                spent = sum(sample["stages_ms"].values())
+                assert spent <= sample["total_ms"]
+                assert spent == pytest.approx(sample["total_ms"], rel=0.1, abs=2)
+        assert row["flops"]["source"] == "counted"
+    tokens = [h * w for h, w in dense["grids"]]
+    assert dense["kept_per_scale"] == tokens
+    assert dense["back_to_back"]["speedup"] == 1
+    last = [round(n * keep) for n, keep in zip(tokens[-4:], (0.6, 0.5, 0.5, 0.5), strict=True)]
+    assert rows["balanced"]["kept_per_scale"] == [*tokens[:-4], *last]
+    assert rows["inline"]["kept_per_scale"][-2:] == [0, 0]
+    assert rows["balanced"]["flops"]["ratio"] == pytest.approx(
+        dense["flops"]["per_image"] / rows["balanced"]["flops"]["per_image"]
+    )
+    assert rows["inline"]["flops"]["ratio"] > rows["balanced"]["flops"]["ratio"] > 1
+    assert rows["balanced"]["back_to_back"]["stages_ms"]["restore"] > 0
+    out = capsys.readouterr().out
+    assert "| balanced | 1 |" in out
+    assert "out/b.json" in out
+
+
+def test_counted_operations_are_those_of_the_cost_model(work: Path) -> None:
+    record = bench("rounds=1")
+    arm = arms(load_config(BenchConfig, Path("b.yaml")))[0]
+    request = policy_request(CONFIG, arm)
+    settings = sampling_settings(arm, CONFIG, request.schedule)
+    policy = POLICIES["dense"]()
+    cost = plan_cost(policy, CONFIG, request, settings=settings, text_tokens=5)
+    assert record["rows"][0]["flops"]["per_image"] == pytest.approx(cost.flops, rel=0.01)
+
+
+def test_arms_are_interleaved_and_every_round_starts_one_row_later(work: Path) -> None:
+    record = bench()
+    order = sorted(
+        (sample["position"], sample["round"], row["arm"])
+        for row in record["rows"]
+        for sample in row["back_to_back"]["samples"]
+    )
+    names = [arm for _, _, arm in order]
+    assert [position for position, _, _ in order] == list(range(9))
+    assert [round_ for _, round_, _ in order] == [0] * 3 + [1] * 3 + [2] * 3
+    assert [names[i : i + 3] for i in (0, 3, 6)] == [
+        ["dense", "balanced", "inline"],
+        ["balanced", "inline", "dense"],
+        ["inline", "dense", "balanced"],
+    ]
+
+
+def test_an_arm_that_cannot_run_says_why_and_the_others_go_on(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = bench("arms.inline.attention=flash_attn", "arms.balanced.pruning.scales.-9.run=true")
+    rows = {row["arm"]: row for row in record["rows"]}
+    assert "attention=flash_attn: " in rows["inline"]["error"]
+    assert "-9" in rows["balanced"]["error"]
+    assert rows["inline"]["back_to_back"] is None
+    assert rows["dense"]["back_to_back"]["n"] == 3
+    out = capsys.readouterr().out
+    assert "Arms that do not run:" in out
+    assert "- inline, batch 1: attention=flash_attn" in out
+    assert main(["bench", "b.yaml", "attention=flash_attn"]) == 2
+    assert "no arm could run" in capsys.readouterr().err
+
+
+def test_an_arm_that_fails_later_keeps_what_it_has(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timed, seen = Drawer.timed, []
+
+    def breaks(self: Drawer, round_: int, position: int) -> Any:
+        seen.append(json.loads(Path("out/b.json").read_text())["rounds_done"])
+        if self.arm.label == "inline" and round_ == 2:
+            raise RuntimeError("CUDA error: out of luck\nmore")
+        return timed(self, round_, position)
+
+    monkeypatch.setattr(Drawer, "timed", breaks)
+    rows = {row["arm"]: row for row in bench()["rows"]}
+    assert rows["inline"]["error"] == "RuntimeError: CUDA error: out of luck"
+    assert rows["inline"]["back_to_back"]["n"] == 2
+    assert rows["balanced"]["back_to_back"]["n"] == 3
+    assert seen == [0] * 3 + [1] * 3 + [2] * 3, "the file is written after every round"
+
+
+def test_random_weights_batches_and_resolution(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(PRESETS, "infinity-125m", CONFIG)
+    words = ["weights=random", "preset=infinity-125m", "rounds=1", "batch_sizes=[1,3]"]
+    words.append("arms={dense: {}}")
+    record = bench(*words, "text_tokens=9", "resolution=0.25M", "dtype=bfloat16")
+    assert "mean nothing" in record["note"]
+    assert "mean nothing" in capsys.readouterr().out
+    assert [(row["arm"], row["batch_size"]) for row in record["rows"]] == [
+        ("dense", 1),
+        ("dense", 3),
+    ]
+    one, three = record["rows"]
+    assert (one["dtype"], one["picture_px"], len(one["grids"])) == ("bfloat16", [64, 64], 10)
+    assert one["flops"]["per_image"] == pytest.approx(three["flops"]["per_image"], rel=1e-3)
+    assert three["back_to_back"]["per_image_ms"] == pytest.approx(
+        three["back_to_back"]["median_ms"] / 3, rel=1e-3
+    )
+
+
+def test_a_fresh_process_draws_the_first_images(work: Path) -> None:
+    record = bench("rounds=1", "first_image=true", "arms={dense: {}, other: {dtype: bfloat16}}")
+    for row in record["rows"]:
+        first = row["first_image"]
+        assert min(first["start_ms"], first["load_ms"], first["first_ms"], first["second_ms"]) > 0
+        assert first["weights_mib"] > 0
+    assert "break_even_images" not in record["rows"][0]["first_image"]
+    assert "break_even_images" in record["rows"][1]["first_image"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["baseline=dens"], "baseline is 'dens'; did you mean 'dense'?"),
+        (["weights=random"], "preset belongs to weights=random"),
+        (["weights=random", "preset=infinity-3b"], "preset is 'infinity-3b'; did you mean"),
+        (["weights=none"], "weights: none does not exist"),
+        (["arms.balanced.dtype=float16"], "arms.balanced.dtype = 'float16' must be"),
+        (["arms.balanced.prunning=x"], "arms.balanced.prunning = 'x' is an unknown key"),
+        (["arms.balanced.pruning=none.yaml"], "cannot read none.yaml"),
+        (["arms.balanced.pruning.scales.-1.keep_ratio=2"], "keep_ratio = 2 must be less than"),
+        (["rounds=0"], "rounds = 0 must be greater than or equal to 1"),
+        (["aspect_ratio=1", "arms.dense={height: 32, width: 32}"], "arms.dense: aspect_ratio and"),
+    ],
+)
+def test_each_mistake_is_told_with_its_place_and_code_2(
+    work: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert main(["bench", "b.yaml", *words]) == 2
+    assert told in capsys.readouterr().err
+    assert not Path("out/b.json").exists()
+
+
+def row(load_ms: float, first_ms: float, later_ms: float) -> Row:
+    made = Row(arm=Arm(label="x"), batch_size=1, about={"grids": []})
+    made.first_image = {"load_ms": load_ms, "first_ms": first_ms}
+    made.samples["back_to_back"] = [
+        Sample(round=0, position=0, total_ms=later_ms, stages={("text", None): 1.0})
+    ]
+    return made
+
+
+@pytest.mark.parametrize(
+    ("load_ms", "first_ms", "later_ms", "images"),
+    [
+        (1000, 2900, 300, 5),  # 2000 ms late, 500 ms gained with every further image
+        (1000, 2901, 300, 6),
+        (2000, 1900, 300, 5),
+        (900, 900, 300, 1),
+        (1000, 1000, 800, None),
+    ],
+)
+def test_break_even_is_where_the_slower_start_is_made_good(
+    load_ms: float, first_ms: float, later_ms: float, images: int | None
+) -> None:
+    eager = row(1000, 900, 800)
+    first = row(load_ms, first_ms, later_ms).to_json(eager)["first_image"]
+    assert first["break_even_images"] == images
