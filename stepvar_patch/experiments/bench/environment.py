@@ -1,5 +1,6 @@
 """What a measurement was made on: hardware, versions, clocks (only read) and the code's commit."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -8,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-from stepvar_patch.experiments.generate import versions
 
 _GPU_FIELDS = (
     "driver_version",
@@ -37,9 +36,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "load_average": os.getloadavg()[0],
         "device": str(device),
-        **{name: str(value) for name, value in versions().items()},
+        "python": platform.python_version(),
+        "torch": torch.__version__,
         **(_gpu(device) if device.type == "cuda" else {"gpu": None}),
         **_commit(),
+        "code_sha256": _code_digest(),
     }
 
 
@@ -72,6 +73,16 @@ def _commit() -> dict[str, Any]:
     commit = _told(["git", "-C", str(folder), "rev-parse", "HEAD"])
     status = _told(["git", "-C", str(folder), "status", "--porcelain"])
     return {"commit": commit or None, "dirty": None if status is None else bool(status)}
+
+
+def _code_digest() -> str:
+    """Of this installation's source files, which tells the code apart where git cannot."""
+    root = Path(__file__).parents[3]
+    digest = hashlib.sha256()
+    rooms = (root / "infinity", root / "stepvar_patch")
+    for path in sorted(path for room in rooms for path in room.rglob("*.py")):
+        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
+    return digest.hexdigest()
 
 
 def _told(words: list[str]) -> str | None:
