@@ -1,11 +1,14 @@
 """``stepvar report`` through the real command line."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from runs import stepvar
-from tiny_model import REPOSITORY
+from tiny_model import REPOSITORY, write_tiny_model
+
+from stepvar_patch.cli import main
 
 pytest.importorskip("matplotlib")
 SCORE = REPOSITORY / "results" / "ablations" / "score"
@@ -26,6 +29,23 @@ def test_every_committed_result_makes_one_page(
     assert "stepvar ablate configs/ablations/score.yaml images=12" in text
     assert "NVIDIA H200" in text
     assert "src=" not in text
+
+
+def test_a_benchmark_is_shown(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    balanced = REPOSITORY / "configs" / "pruning" / "stepvar_balanced.yaml"
+    (tmp_path / "b.yaml").write_text(
+        f"weights: {tmp_path}/model\noutput: {tmp_path}/b.json\ndevice: cpu\nwarmup: 0\n"
+        f"rounds: 1\nbaseline: dense\narms: {{dense: {{}}, half: {{pruning: {balanced}}}}}\n"
+    )
+    assert main(["bench", str(tmp_path / "b.yaml")]) == 0
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "b.json"), "--output", str(page)]) == 0
+    text = page.read_text()
+    assert {"b, ms per image by stage", "b, ms per image by scale"} <= set(
+        re.findall("<figcaption>(.*?)</figcaption>", text)
+    )
+    assert "<td>half</td>" in text
 
 
 def test_runs_stand_side_by_side_and_what_is_left_out_is_said(

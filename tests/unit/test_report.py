@@ -44,7 +44,7 @@ def test_an_ablation_gives_its_cells_as_points_and_its_grid_as_lines(tmp_path: P
         ("a,", "2"),
     ]
     assert source.arms[0].speeds == {"flops": 2.5, "time": 2.0}
-    assert source.arms[0].quality["psnr_db"] == Quality(mean=20, error=1)
+    assert source.arms[0].quality["psnr_db"] == Quality(value=20, low=19, high=21)
     assert source.commands == ("stepvar ablate x.yaml",)
     assert source.tables[0].rows[1][:4] == ["half ratio=0.5", "2.50×", "2.00×", "20.00 ± 1.00"]
 
@@ -53,6 +53,56 @@ def test_an_uncounted_cell_has_no_point_against_flops(tmp_path: Path) -> None:
     (arm,) = read_source(table(tmp_path / "a", cell("x", flop_ratio=None))).arms
     assert set(arm.speeds) == {"time"}
     assert charts.speed_quality([arm], "flops", "psnr_db") is None
+
+
+def bench(path: Path, *rows: dict[str, Any]) -> Path:
+    value = {"format": "stepvar-bench/1", "command": "stepvar bench b.yaml", "new": 1}
+    value |= {"environment": {"gpu": None, "torch": "2"}, "note": "random weights", "rows": rows}
+    path.write_text(json.dumps(value))
+    return path
+
+
+def row(arm: str, ms: float, **values: Any) -> dict[str, Any]:
+    times = {"median_ms": ms, "min_ms": ms, "max_ms": 2 * ms, "speedup": 100 / ms, "samples": []}
+    times |= {"stages_ms": {"decode": ms / 4, "blocks": ms / 2, "head": 0.001}}
+    times |= {"per_scale_ms": {"blocks": [1.0, ms / 2], "head": [0.5, 0.5]}}
+    known = {"batch_size": 1, "grids": [[1, 1], [4, 4]], "kept_per_scale": [1, 8]}
+    return {"arm": arm, **known, "flops": {"ratio": 2, "per_image": 3e12}, **values} | (
+        {} if "error" in values else {"back_to_back": times}
+    )
+
+
+def test_a_benchmark_gives_speeds_stages_and_scales(tmp_path: Path) -> None:
+    path = tmp_path / "b.json"
+    rows = [row("dense", 100), row("fast", 40, batch_size=4), row("bad", 1, error="no flash")]
+    source = read_source(bench(path, *rows))
+    assert [arm.label for arm in source.arms] == ["dense, batch 1", "fast, batch 4"]
+    assert source.arms[1].speeds == {"time": 2.5, "flops": 2}
+    assert source.summary.endswith("Random weights.")
+    by_stage, by_scale = source.bars
+    assert list(by_stage.stages) == ["blocks", "decode", "rest"]
+    assert by_stage.rows["dense, batch 1"] == pytest.approx([50, 25, 0.001])
+    assert by_scale.stages == ("1×1", "4×4")
+    assert by_scale.rows["fast, batch 4"] == pytest.approx([1.5 / 4, 20.5 / 4])
+    assert source.profiles[0].lines["fast, batch 4"] == [1, 0.5]
+    fast = list(source.tables[0].rows)[1]
+    assert fast == ["fast, batch 4", "10.0", "10.0 … 20.0", "2.50×", "2.00×", "3", "–"]
+    assert list(source.tables[1].rows) == [["bad, batch 1", "no flash"]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "told"),
+    [
+        ([row("a", 1, error="x")], "none has times"),
+        ([row("a", 1, batch_size=0)], "batch_size must be at least 1"),
+        ([row("a", 1, grids=7)], "rows.0.grids: must be"),
+    ],
+)
+def test_a_benchmark_that_says_nothing_is_refused(
+    tmp_path: Path, rows: list[dict[str, Any]], told: str
+) -> None:
+    with pytest.raises(UserError, match=told):
+        read_source(bench(tmp_path / "b.json", *rows))
 
 
 def test_a_record_gives_every_figure(tmp_path: Path) -> None:
@@ -122,7 +172,7 @@ def arm(series: str, x: float, y: float, point: str = "") -> Arm:
         series=series,
         point=point,
         speeds={"flops": x, "time": x},
-        quality={"psnr_db": Quality(mean=y)},
+        quality={"psnr_db": Quality(value=y)},
     )
 
 

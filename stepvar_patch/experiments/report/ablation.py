@@ -55,13 +55,12 @@ def read_ablation(path: Path, value: dict[str, Any]) -> Source:
 def _arm(line: Line) -> Arm:
     found = _GRID_POINT.fullmatch(line.cell)
     ratios = {"flops": line.flop_ratio, "time": line.time_ratio}
+    error = line.psnr_se_db or 0.0
+    psnr = Quality(value=line.psnr_db, low=line.psnr_db - error, high=line.psnr_db + error)
     return Arm(
         label=line.cell,
         series=(found["series"] or found["point"].partition("=")[0]) if found else line.cell,
         point=found["point"].rpartition("=")[2] if found else "",
         speeds={name: 1 / ratio for name, ratio in ratios.items() if ratio},
-        quality={
-            "psnr_db": Quality(mean=line.psnr_db, error=line.psnr_se_db),
-            "ssim": Quality(mean=line.ssim),
-        },
+        quality={"psnr_db": psnr, "ssim": Quality(value=line.ssim)},
     )

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from infinity.errors import UserError
-from stepvar_patch.experiments.report.model import METRICS, SPEEDS, Arm, Bars, Profile, Speed
+from stepvar_patch.experiments.report.model import (
+    METRICS,
+    SPEEDS,
+    Arm,
+    Bars,
+    Profile,
+    Quality,
+    Speed,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -76,10 +84,10 @@ def speed_quality(arms: Sequence[Arm], speed: Speed, metric: str) -> str | None:
         for index, (name, members) in enumerate(series.items()):
             members = sorted(members, key=lambda arm: arm.speeds[speed])
             xs = [arm.speeds[speed] for arm in members]
-            ys = [arm.quality[metric].mean for arm in members]
-            errors = [arm.quality[metric].error or 0.0 for arm in members]
+            ys = [arm.quality[metric].value for arm in members]
+            errors = [_reach(arm.quality[metric]) for arm in members]
             colour, marker = _style(index)
-            shown = errors if any(errors) else None
+            shown = list(zip(*errors, strict=True)) if any(map(any, errors)) else None
             axes.errorbar(xs, ys, shown, color=colour, marker=marker, ms=5, lw=1.2, elinewidth=0.7)
             for arm, x, y in zip(members, xs, ys, strict=True):
                 if len(members) > 1 and arm.point:
@@ -170,6 +178,13 @@ def _figure(
     with mpl.rc_context(settings):
         figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
         yield figure, figure.subplots()
+
+
+def _reach(quality: Quality) -> tuple[float, float]:
+    """How far the interval goes below and above the value."""
+    low = quality.value if quality.low is None else quality.low
+    high = quality.value if quality.high is None else quality.high
+    return max(0.0, quality.value - low), max(0.0, high - quality.value)
 
 
 def _name(axes: "Axes", ends: Mapping[str, tuple[float, float, str]]) -> None:

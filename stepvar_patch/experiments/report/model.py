@@ -34,10 +34,11 @@ METRICS: Mapping[str, Metric] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """A mean over images and its standard error, if known."""
+    """A value over images and the interval that its source gives, if any."""
 
-    mean: float
-    error: float | None = None
+    value: float
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

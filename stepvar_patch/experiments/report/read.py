@@ -5,13 +5,14 @@ from pathlib import Path
 from infinity.errors import UserError
 from infinity.io.manifest import MANIFEST
 from stepvar_patch.experiments.report.ablation import is_ablation, read_ablation
+from stepvar_patch.experiments.report.bench import is_bench, read_bench
 from stepvar_patch.experiments.report.files import read_object
 from stepvar_patch.experiments.report.model import Source
 from stepvar_patch.experiments.report.record import is_record, read_record
 from stepvar_patch.experiments.report.run_folder import read_run
 
 _TABLE = "table.json"
-_KINDS = ((is_ablation, read_ablation), (is_record, read_record))
+_KINDS = ((is_bench, read_bench), (is_ablation, read_ablation), (is_record, read_record))
 
 
 def read_source(path: Path) -> Source:
@@ -36,6 +37,6 @@ def read_source(path: Path) -> Source:
         if is_kind(value):
             return read(path, value)
     raise UserError(
-        f"{path} is no result that a report knows: neither cells with a command (stepvar ablate) "
-        "nor what with a command or commands (a record)"
+        f"{path} is no result that a report knows: no file of stepvar bench, no table.json of "
+        "stepvar ablate, and no record with what and command or commands"
     )

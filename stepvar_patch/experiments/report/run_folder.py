@@ -38,7 +38,11 @@ def read_run(folder: Path) -> Source:
         },
         config=read_text(config)[:_CONFIG_CHARACTERS] if config.is_file() else "",
         bars=(
-            Bars(title="milliseconds per image, median", stages=stages, rows={folder.name: times}),
+            Bars(
+                title="milliseconds per image, median of the run",
+                stages=stages,
+                rows={folder.name: times},
+            ),
         ),
         shots=[_shot(folder, row) for row in rows],
     )
