@@ -1,6 +1,6 @@
 """Fills modules from state dicts, strictly."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,10 @@ def load_into(
         device: where the tensors of a meta module go; the CPU if not given.
 
     Raises:
-        UserError: all missing, unexpected and misshapen keys, or an integer where a float belongs.
+        UserError: all missing, unexpected and misshapen keys, an integer where a float belongs, or
+            NaN or infinity in any tensor.
     """
+    broken: list[str] = []
     targets = module.state_dict()
     sources = match_keys(shapes_of(tensors), shapes_of_module(module), context)
     for key, target in targets.items():
@@ -51,6 +53,34 @@ def load_into(
                 target[:rows].copy_(value[:rows])
             else:
                 target.copy_(value.reshape(target.shape))
+            if not is_finite(target):
+                broken.append(source)
+    refuse_broken(broken, context)
+
+
+@torch.no_grad()
+def is_finite(value: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity.
+
+    The sum decides without a second tensor in memory; only an odd one is looked at in full.
+    """
+    if not value.is_floating_point() or bool(value.sum(dtype=torch.float32).isfinite()):
+        return True
+    return bool(value.isfinite().all())
+
+
+def refuse_broken(names: Sequence[str], context: str) -> None:
+    """Raises when tensors were found that hold NaN or infinity.
+
+    Raises:
+        UserError: ``names`` is not empty.
+    """
+    if names:
+        shown = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+        raise UserError(
+            f"{context}: there is NaN or infinity in {shown}; the file is damaged or its training "
+            "diverged"
+        )
 
 
 def shapes_of_module(module: nn.Module) -> dict[str, Shape]:

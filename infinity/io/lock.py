@@ -4,6 +4,7 @@ import fcntl
 import os
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import BinaryIO
 
 from infinity.errors import UserError
@@ -45,6 +46,17 @@ class RunLock:
             self.close()
             raise
 
+    def __enter__(self) -> "RunLock":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
     def share(self) -> None:
         """Lets the other processes of the launch in; called by the first."""
         if self._ranks.alone:
@@ -54,11 +66,10 @@ class RunLock:
 
     def last(self) -> bool:
         """Gives up membership; True, with the lock held alone, when no other process has any."""
-        if self._ranks.alone:
-            return True
-        fcntl.flock(self._file, fcntl.LOCK_UN)
-        if not _try(self._file.fileno(), fcntl.LOCK_EX):
-            return False
+        if not self._ranks.alone:
+            fcntl.flock(self._file, fcntl.LOCK_UN)
+            if not _try(self._file.fileno(), fcntl.LOCK_EX):
+                return False
         os.ftruncate(self._file.fileno(), 0)
         for path in self._folder.glob(f"{LOCK}-*"):
             path.unlink(missing_ok=True)

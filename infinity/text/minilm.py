@@ -17,6 +17,7 @@ from tokenizers.processors import BertProcessing
 from torch import Tensor
 
 from infinity.checkpoint.int8 import expand_state
+from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
 from infinity.text.base import TextFeatures
 
@@ -48,7 +49,8 @@ class MiniLMEncoder:
         """The encoder stored by :mod:`infinity.training.text_encoder`; reads local files only.
 
         Raises:
-            UserError: a file is missing or unreadable, or the weights do not fit the config.
+            UserError: a file is missing or unreadable, or the weights do not fit the config or are
+                not finite.
         """
         config = _read_config(path / CONFIG_NAME)
         bert = build_bert(config["bert"])
@@ -60,6 +62,7 @@ class MiniLMEncoder:
                 f"{path}: the text encoder's weights do not fit {CONFIG_NAME}: "
                 f"{' '.join(str(error).split())}"
             ) from error
+        refuse_broken([key for key, value in state.items() if not is_finite(value)], str(path))
         tokenizer = word_piece_tokenizer(_read_vocabulary(path / VOCABULARY_NAME))
         bert.requires_grad_(False)
         return cls(bert.to(device), tokenizer, config["bert"]["max_position_embeddings"])

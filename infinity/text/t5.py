@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
 from infinity.text.base import TextFeatures
 
@@ -26,7 +27,8 @@ class T5Encoder:
         dtype: of its weights; transformers keeps the FFN outputs of a float16 T5 in float32.
 
     Raises:
-        UserError: the folder is missing or does not hold such a checkpoint.
+        UserError: the folder is missing, does not hold such a checkpoint, or its weights are not
+            finite.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class T5Encoder:
             reason = str(error).splitlines()[0]
             raise UserError(f"text encoder folder {folder} cannot be loaded: {reason}") from error
         self._model.eval().requires_grad_(False).to(device)
+        broken = [name for name, p in self._model.named_parameters() if not is_finite(p)]
+        refuse_broken(broken, str(folder))
         self.width: int = self._model.config.d_model
         self.max_tokens = max_tokens
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from infinity.errors import UserError
-from infinity.io.files import write_atomic, write_error
+from infinity.io.files import remove_temporary, write_atomic, write_error
+from infinity.io.lock import RunLock
+from infinity.io.ranks import Ranks
 from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
 from stepvar_patch.experiments.compare import Drawn, compare, draw
 from stepvar_patch.experiments.generate import Progress, settings_of, versions
@@ -80,7 +82,8 @@ def run(
         All rows, those found finished included.
 
     Raises:
-        UserError: a mistake in any cell, or a place that cannot be written.
+        UserError: a mistake in any cell, a place that cannot be written, or a folder in use by
+            another run.
     """
     start = time.perf_counter()
     cells = expand(config)
@@ -90,6 +93,21 @@ def run(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(folder, error) from error
+    with RunLock(folder, Ranks()):
+        rows, made = _draw_rows(config, cells, checked, progress, load_pipeline)
+    return AblationRows(cells=rows, made=made, seconds=time.perf_counter() - start)
+
+
+def _draw_rows(
+    config: AblateConfig,
+    cells: Sequence[Cell],
+    checked: Mapping[str, CheckedRun],
+    progress: Progress,
+    load_pipeline: Callable[..., Any],
+) -> tuple[dict[str, list[Row]], int]:
+    """All rows by cell, and how many were drawn just now."""
+    folder = Path(config.output)
+    remove_temporary(folder)
     settings = json.dumps(asdict(config), ensure_ascii=False, indent=1).encode()
     write_atomic(folder / "config.json", lambda file: file.write(settings))
     finished = _finished(folder / ROWS)
@@ -122,7 +140,7 @@ def run(
             bench.forget()
     for name, found in tasks.items():
         rows[name] = [row for _, _, row in found if row is not None]
-    return AblationRows(cells=rows, made=total - known, seconds=time.perf_counter() - start)
+    return rows, total - known
 
 
 class _Bench:
@@ -214,7 +232,7 @@ def _finished(path: Path) -> dict[str, Row]:
     for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
         try:
             row = Row(**json.loads(line)) if line.endswith(b"\n") else None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, RecursionError):
             continue
         if row is not None:
             found[row.key] = row
