@@ -43,6 +43,33 @@ def run(
     from stepvar_patch.progress import RunProgress
 
     command = shlex.join(["stepvar", "bench", str(config), *(overrides or [])])
-    with RunProgress(talk) as progress:
+    with RunProgress(talk, unit="draws") as progress:
         record = measure(settings, progress, load_pipeline_of(context), command)
+    say(record, f"{markdown(record)}\n{settings.output}", as_json)
+
+
+@verb(app)
+def attention(
+    config: Annotated[
+        Path | None,
+        typer.Argument(help="Like configs/bench/attention.yaml; default: 2B, every scale."),
+    ] = None,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Time every attention backend on a model's shapes, against an fp32 reference."""
+    from stepvar_patch.experiments.bench.attention_cases import AttentionConfig
+    from stepvar_patch.experiments.loading import load_config
+
+    settings = AttentionConfig()
+    if config is not None:
+        settings = load_config(AttentionConfig, config, overrides or [])
+    from stepvar_patch.experiments.bench.attention import run_attention
+    from stepvar_patch.experiments.bench.attention_report import markdown
+    from stepvar_patch.progress import RunProgress
+
+    words = [str(config)] if config is not None else []
+    command = shlex.join(["stepvar", "bench", "attention", *words, *(overrides or [])])
+    with RunProgress(talk, unit="cases") as progress:
+        record = run_attention(settings, progress, command)
     say(record, f"{markdown(record)}\n{settings.output}", as_json)

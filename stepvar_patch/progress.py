@@ -15,10 +15,11 @@ class RunProgress:
 
     Args:
         console: where to tell; a terminal gets a bar.
+        unit: what is counted.
     """
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, unit: str = "images") -> None:
+        self._console, self._unit = console, unit
         self._bar: Progress | None = None
         if console.is_terminal:
             self._bar = Progress(
@@ -48,7 +49,9 @@ class RunProgress:
         self._total, self._done = total, finished
         self._started = time.perf_counter()
         if finished:
-            self._console.print(f"{finished} of {total} images are already finished", style="dim")
+            self._console.print(
+                f"{finished} of {total} {self._unit} are already finished", style="dim"
+            )
         if self._bar is not None and finished < total:
             self._bar.start()
             self._bar.add_task("generating", total=total, completed=finished, pace="")
@@ -59,12 +62,14 @@ class RunProgress:
         self._made += images
         now = time.perf_counter()
         rate = self._made / max(now - self._started, 1e-9)
-        pace = f"{rate:.2f} images/s · {_clock((self._total - self._done) / rate)} left"
+        pace = f"{rate:.2f} {self._unit}/s · {_clock((self._total - self._done) / rate)} left"
         if self._bar is not None:
             self._bar.update(self._bar.task_ids[0], advance=images, pace=pace)
         elif now - self._told >= LINE_EVERY_S or self._done == self._total:
             self._told = now
-            self._console.print(f"{self._done}/{self._total} images · {pace}", highlight=False)
+            self._console.print(
+                f"{self._done}/{self._total} {self._unit} · {pace}", highlight=False
+            )
 
 
 def _clock(seconds: float) -> str:

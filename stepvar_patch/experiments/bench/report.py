@@ -1,6 +1,6 @@
 """A benchmark's file as a Markdown table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -11,18 +11,31 @@ def markdown(record: Mapping[str, Any]) -> str:
         record: what the JSON file holds.
     """
     rows = [row for row in record["rows"] if row.get("back_to_back")]
-    lines = [f"`{record['command']}`: {_machine(record['environment'])}", ""]
+    lines = [f"`{record['command']}`: {machine(record['environment'])}", ""]
     if record["note"]:
         lines += [f"**{record['note'][0].upper()}{record['note'][1:]}.**", ""]
     if rows:
-        table = [_cells(row) for row in rows]
-        lines += [_line(table[0]), _line(["---"] + ["---:"] * (len(table[0]) - 1))]
-        lines += [_line(cells.values()) for cells in table]
+        lines += table([_cells(row) for row in rows])
     failed = [row for row in record["rows"] if row["error"]]
     if failed:
         lines += ["", "Arms that do not run:", ""]
         lines += [f"- {row['arm']}, batch {row['batch_size']}: {row['error']}" for row in failed]
     return "\n".join(lines) + "\n"
+
+
+def table(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Lines of a Markdown table; the rows map column to text, all in the same order."""
+    lines = [list(rows[0]), ["---", *["---:"] * (len(rows[0]) - 1)]]
+    lines += [[text.replace("|", r"\|") for text in row.values()] for row in rows]
+    return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def machine(environment: Mapping[str, Any]) -> str:
+    """What a file was measured on, in words."""
+    device = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
+    changed = " with changes" if environment["dirty"] else ""
+    commit = f", commit {environment['commit'][:9]}{changed}" if environment["commit"] else ""
+    return f"{device}, torch {environment['torch']}{commit}, {environment['time']}"
 
 
 def _cells(row: Mapping[str, Any]) -> dict[str, str]:
@@ -68,14 +81,3 @@ def _ahead_after(first: Mapping[str, Any]) -> str:
 
 def _number(value: float | None, factor: float = 1.0, digits: int = 1) -> str:
     return "–" if value is None else f"{value * factor:.{digits}f}"
-
-
-def _line(cells: Any) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _machine(environment: Mapping[str, Any]) -> str:
-    device = environment["gpu"] or f"{environment['cpu']}, {environment['threads']} threads"
-    changed = " with changes" if environment["dirty"] else ""
-    commit = f", commit {environment['commit'][:9]}{changed}" if environment["commit"] else ""
-    return f"{device}, torch {environment['torch']}{commit}, {environment['time']}"
