@@ -69,3 +69,30 @@ def tiny_call(tmp_path: Path):
     write_tiny_model(tmp_path / "model")
     pipeline = InfinityPipeline.from_pretrained(tmp_path / "model", device="cpu")
     return partial(pipeline, "a red apple", seed=1)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_events_measure_and_captures_are_left_out() -> None:
+    device = torch.device("cuda")
+    x = torch.randn(4096, 4096, device=device)
+    for _ in range(3):
+        x @ x
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    before = time.perf_counter()
+    clock = StageClock(device)
+    for _ in range(20):
+        x @ x
+    clock.mark("blocks", 0)
+    with torch.cuda.graph(graph):
+        y = x @ x
+        clock.mark("head", 0)
+    graph.replay()
+    clock.mark("decode")
+    torch.cuda.synchronize()
+    whole_ms = 1e3 * (time.perf_counter() - before)
+    spent = clock.milliseconds()
+    assert list(spent) == [("blocks", 0), ("decode", None)]
+    assert spent["blocks", 0] > 1
+    assert sum(spent.values()) <= whole_ms
+    assert y.shape == x.shape
