@@ -43,7 +43,7 @@ def test_an_ablation_gives_its_cells_as_points_and_its_grid_as_lines(tmp_path: P
         ("seed", "1"),
         ("a,", "2"),
     ]
-    assert source.arms[0].speeds == {"flops": 2.5, "time": 2.0}
+    assert source.arms[0].speeds == {"flops": 2.5, "loop": 2.0}
     assert source.arms[0].quality["psnr_db"] == Quality(value=20, low=19, high=21)
     assert source.commands == ("stepvar ablate x.yaml",)
     assert source.tables[0].rows[1][:4] == ["half ratio=0.5", "2.50×", "2.00×", "20.00 ± 1.00"]
@@ -51,7 +51,7 @@ def test_an_ablation_gives_its_cells_as_points_and_its_grid_as_lines(tmp_path: P
 
 def test_an_uncounted_cell_has_no_point_against_flops(tmp_path: Path) -> None:
     (arm,) = read_source(table(tmp_path / "a", cell("x", flop_ratio=None))).arms
-    assert set(arm.speeds) == {"time"}
+    assert set(arm.speeds) == {"loop"}
     assert charts.speed_quality([arm], "flops", "psnr_db") is None
 
 
@@ -105,6 +105,47 @@ def test_a_benchmark_that_says_nothing_is_refused(
         read_source(bench(tmp_path / "b.json", *rows))
 
 
+def estimate(value: float | None, **more: Any) -> dict[str, Any]:
+    return {"value": value, "low": None, "high": None, "n": 5, "missing": "", **more}
+
+
+def test_an_evaluation_gives_points_with_intervals_and_says_what_is_missing(
+    tmp_path: Path,
+) -> None:
+    lpips = estimate(None, missing="missing: no file")
+    runs = {
+        "pruned": {
+            "psnr_db": estimate(20, low=19, high=22),
+            "flops": estimate(2.0),
+            "speedup": estimate(1.5),
+            "bits_last": estimate(0.5, per_scale=[1.0, None, 0.5]),
+            "lpips": lpips,
+        },
+        "dense": {"flops": estimate(1.0), "frechet_64": estimate(140), "lpips": lpips},
+    }
+    (tmp_path / "eval.json").write_text(json.dumps({"command": "stepvar eval e", "runs": runs}))
+    source = read_source(tmp_path)
+    pruned, dense = source.arms
+    assert pruned.speeds == {"flops": 2, "time": 1.5}
+    assert pruned.quality == {"psnr_db": Quality(value=20, low=19, high=22)}
+    assert dense.speeds == {"flops": 1, "loop": 1, "time": 1}
+    assert source.profiles[0].lines == {"pruned": (1, None, 0.5)}
+    values, missing = source.tables
+    assert list(values.head) == ["run", "PSNR, dB", "flops", "speedup", "bits_last", "FD64 ↓"]
+    assert list(values.rows)[1] == ["dense", "–", "1", "–", "–", "140"]
+    assert list(missing.rows) == [["lpips", "missing: no file"]]
+
+
+def test_an_attention_benchmark_gives_a_table_per_shape(tmp_path: Path) -> None:
+    case = {"scale": 9, "kind": "ragged", "heads": 6, "head_dim": 64, "queries": [3, 5]}
+    case |= {"keys": [8, 8], "backends": [{"backend": "sdpa", "median_ms": 1.234, "n": 3}]}
+    value = {"format": "stepvar-bench-attention/1", "command": "c", "environment": {}}
+    (tmp_path / "a.json").write_text(json.dumps({**value, "cases": [case]}))
+    (table,) = read_source(tmp_path / "a.json").tables
+    assert table.title == "scale 9, ragged: 3+5 queries on 2 × 8 keys, 6 heads of 64"
+    assert list(table.rows) == [["sdpa", "1.23", "–", "–", "–", ""]]
+
+
 def test_a_record_gives_every_figure(tmp_path: Path) -> None:
     path = tmp_path / "r.json"
     rows = {"a": {"n": 1, "x": 0.123456789}, "b": {"n": 2, "x": None}}
@@ -135,6 +176,8 @@ def test_every_committed_result_can_be_shown(path: Path) -> None:
         ('{"a": 1}', "is no result that a report knows"),
         ('{"cells": [], "command": "c", "title": "t"}', "cells is empty"),
         ('{"cells": [{"cell": 1}], "command": "c", "title": "t"}', "cells.0.cell: must be"),
+        ('{"runs": {}, "command": "c"}', "runs is empty"),
+        ('{"runs": {"a": {"psnr_db": 3}}, "command": "c"}', "runs.a.psnr_db: must be"),
         ('{"what": "w", "command": "c", "environment": 3}', "environment must be an object"),
         ('{"what": "w", "command": "c", "a":' + 9 * '{"a":' + "1" + 10 * "}", "nested too deeply"),
     ],
@@ -159,7 +202,7 @@ def test_what_is_no_file_of_results_is_refused(tmp_path: Path) -> None:
     binary.write_bytes(b"\xff\xfe\x00")
     for path, told in (
         (tmp_path / "none.json", "cannot be read"),
-        (tmp_path, "holds neither table.json nor run.jsonl"),
+        (tmp_path, "holds neither table.json nor eval.json nor run.jsonl"),
         (binary, "is not a text in UTF-8"),
     ):
         with pytest.raises(UserError, match=told):
@@ -227,5 +270,5 @@ def test_a_report_tells_equal_names_of_two_results_apart(tmp_path: Path) -> None
     assert "c &lt;&amp;&gt;" in page
     assert made["bytes"] == (tmp_path / "new" / "page.html").stat().st_size
     names = {Path(path).name for path in made["plots"]}
-    assert {"psnr-flops.svg", "ssim-time.svg", "ablation-one-psnr-flops.svg"} <= names
+    assert {"psnr-flops.svg", "ssim-loop.svg", "ablation-one-psnr-flops.svg"} <= names
     assert {path.name for path in (tmp_path / "plots").iterdir()} == names

@@ -54,7 +54,7 @@ def read_ablation(path: Path, value: dict[str, Any]) -> Source:
 
 def _arm(line: Line) -> Arm:
     found = _GRID_POINT.fullmatch(line.cell)
-    ratios = {"flops": line.flop_ratio, "time": line.time_ratio}
+    ratios = {"flops": line.flop_ratio, "loop": line.time_ratio}
     error = line.psnr_se_db or 0.0
     psnr = Quality(value=line.psnr_db, low=line.psnr_db - error, high=line.psnr_db + error)
     return Arm(

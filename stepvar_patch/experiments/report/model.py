@@ -5,9 +5,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-Speed = Literal["flops", "time"]
+Speed = Literal["flops", "loop", "time"]
 
-SPEEDS: Mapping[Speed, str] = {"flops": "times fewer FLOPs", "time": "times less time"}
+SPEEDS: Mapping[Speed, str] = {
+    "flops": "times fewer FLOPs",
+    "loop": "times less time in the scale loop",
+    "time": "times less time for the whole picture",
+}
+"""How a variant can be cheaper than dense; FLOPs are those of the transformer's scale loop."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,19 +20,27 @@ class Metric:
     """How a quality is shown.
 
     Attributes:
-        title: for axes and columns, with its unit.
-        digits: after the point.
-        more_is_better: direction.
+        title: for axes and columns, with its unit, and ↓ where less is better.
+        speeds: that it is drawn against.
     """
 
     title: str
-    digits: int
-    more_is_better: bool = True
+    speeds: tuple[Speed, ...] = ("flops", "loop", "time")
 
 
 METRICS: Mapping[str, Metric] = {
-    "psnr_db": Metric(title="PSNR, dB", digits=2),
-    "ssim": Metric(title="SSIM", digits=4),
+    "psnr_db": Metric(title="PSNR, dB"),
+    "ssim": Metric(title="SSIM"),
+    "frechet_64": Metric(title="FD64 ↓"),
+    "fid": Metric(title="FID ↓"),
+    "kernel_distance": Metric(title="KID of the embedded judge ↓", speeds=("flops",)),
+    "name_rank": Metric(title="median name rank ↓", speeds=("flops",)),
+    "top10": Metric(title="right name among the first ten", speeds=("flops",)),
+    "lpips": Metric(title="LPIPS ↓", speeds=("flops",)),
+    "kid": Metric(title="KID ↓", speeds=("flops",)),
+    "clip_score": Metric(title="CLIPScore", speeds=("flops",)),
+    "hps": Metric(title="HPS v2.1", speeds=("flops",)),
+    "image_reward": Metric(title="ImageReward", speeds=("flops",)),
 }
 """The qualities that get a chart; others are shown in tables only."""
 

@@ -1,0 +1,110 @@
+"""Results of ``stepvar eval``: every metric of every run, or what is missing for it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from infinity.errors import UserError
+from stepvar_patch.experiments.report.files import fit
+from stepvar_patch.experiments.report.model import (
+    METRICS,
+    Arm,
+    Profile,
+    Quality,
+    Source,
+    Speed,
+    Table,
+)
+
+_DENSE = "dense"
+_SPEEDS: Mapping[Speed, str] = {"flops": "flops", "loop": "loop_speedup", "time": "speedup"}
+"""Axis → metric that tells how many times cheaper than dense a run is."""
+
+_BITS = "bits_last"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One metric of one run, as ``stepvar eval`` writes it."""
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    missing: str = ""
+    per_scale: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    command: str
+    runs: dict[str, dict[str, Measured]]
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def is_evaluation(value: dict[str, Any]) -> bool:
+    """Whether a JSON object is an evaluation."""
+    return isinstance(value.get("runs"), dict) and "command" in value
+
+
+def read_evaluation(path: Path, value: dict[str, Any]) -> Source:
+    """What an evaluation has to show.
+
+    Raises:
+        UserError: a field is missing or of the wrong kind, or there are no runs.
+    """
+    file = fit(_File, value, path)
+    if not file.runs:
+        raise UserError(f"{path}: runs is empty; an evaluation has at least one")
+    bits = {name: found[_BITS].per_scale for name, found in file.runs.items() if _BITS in found}
+    bits = {name: shares for name, shares in bits.items() if shares}
+    return Source(
+        title=f"Evaluation: {path.parent.resolve().name if path.stem == 'eval' else path.stem}",
+        path=str(path),
+        summary=f"{len(file.runs)} runs.",
+        commands=(file.command,),
+        environment=file.versions,
+        arms=[arm(name, found) for name, found in file.runs.items()],
+        profiles=[Profile(title="share of bits equal to dense", lines=bits)] if bits else [],
+        tables=measured_tables(file.runs),
+    )
+
+
+def arm(name: str, found: Mapping[str, Measured]) -> Arm:
+    """A run as a point of the charts; the dense one is at 1 by definition."""
+    speeds: dict[Speed, float] = {}
+    for speed, metric in _SPEEDS.items():
+        value = found[metric].value if metric in found else None
+        if value or name == _DENSE:
+            speeds[speed] = value or 1.0
+    quality = {
+        metric: Quality(value=m.value, low=m.low, high=m.high)
+        for metric, m in found.items()
+        if metric in METRICS and m.value is not None
+    }
+    return Arm(label=name, series=name, speeds=speeds, quality=quality)
+
+
+def measured_tables(runs: Mapping[str, Mapping[str, Measured]]) -> list[Table]:
+    """All values, a run per row, and why some are missing."""
+    names = dict.fromkeys(name for found in runs.values() for name in found)
+    shown = [n for n in names if any(n in f and f[n].value is not None for f in runs.values())]
+    rows = [[run, *(_cell(found.get(n, Measured())) for n in shown)] for run, found in runs.items()]
+    head = ["run", *(METRICS[n].title if n in METRICS else n for n in shown)]
+    reasons: dict[str, list[str]] = {}
+    for name in names:
+        if name not in shown:
+            told = next(found[name].missing for found in runs.values() if name in found)
+            reasons.setdefault(told, []).append(name)
+    tables = [Table(title="values with their intervals", head=head, rows=rows)]
+    if reasons:
+        absent = [[", ".join(metrics), told] for told, metrics in reasons.items()]
+        tables.append(Table(title="not computed", head=("metrics", "why"), rows=absent))
+    return tables
+
+
+def _cell(m: Measured) -> str:
+    if m.value is None:
+        return "–"
+    interval = "" if m.low is None or m.high is None else f" [{m.low:.4g}, {m.high:.4g}]"
+    return f"{m.value:.4g}{interval}"
