@@ -27,7 +27,9 @@ def load_text_encoder(
     else:
         from infinity.text.t5 import T5Encoder
 
-        encoder = T5Encoder(folder, max_tokens=config.max_tokens, device=device, dtype=dtype)
+        encoder = T5Encoder.from_directory(
+            folder, max_tokens=config.max_tokens, device=device, dtype=dtype
+        )
     if encoder.width != config.width:
         raise UserError(
             f"text encoder {folder} gives features of width {encoder.width}, "

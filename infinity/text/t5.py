@@ -1,12 +1,12 @@
 """The family's text encoder: flan-T5's encoder through transformers, from a local folder."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
 from infinity.text.base import TextFeatures
 
@@ -20,20 +20,32 @@ class T5Encoder:
     up to rounding (spec: infinity-transformer §4.1).
 
     Args:
-        folder: a transformers checkpoint of a T5 encoder or encoder-decoder with its tokenizer,
-            e.g. a local copy of google/flan-t5-xl.
+        model: transformers' ``T5EncoderModel``, in evaluation mode.
+        tokenizer: gives ``input_ids``, the end token included.
         max_tokens: longer prompts are cut, the end token included.
-        device: where the encoder runs.
-        dtype: of its weights; transformers keeps the FFN outputs of a float16 T5 in float32.
-
-    Raises:
-        UserError: the folder is missing, does not hold such a checkpoint, or its weights are not
-            finite.
     """
 
-    def __init__(
-        self, folder: str | Path, *, max_tokens: int, device: torch.device, dtype: torch.dtype
-    ) -> None:
+    def __init__(self, model: Any, tokenizer: Callable[..., Any], *, max_tokens: int) -> None:
+        self._model, self._tokenizer = model, tokenizer
+        self.width: int = model.config.d_model
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def from_directory(
+        cls, folder: str | Path, *, max_tokens: int, device: torch.device, dtype: torch.dtype
+    ) -> "T5Encoder":
+        """The encoder in a local folder.
+
+        Args:
+            folder: a transformers checkpoint of a T5 encoder or encoder-decoder with its tokenizer,
+                e.g. a local copy of google/flan-t5-xl.
+            max_tokens: see the class.
+            device: where the encoder runs.
+            dtype: of its weights; transformers keeps the FFN outputs of a float16 T5 in float32.
+
+        Raises:
+            UserError: the folder is missing or does not hold such a checkpoint.
+        """
         from transformers import AutoTokenizer, T5EncoderModel
 
         folder = Path(folder)
@@ -43,16 +55,13 @@ class T5Encoder:
                 "but it has no config.json"
             )
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            self._model = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+            model = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
         except (OSError, ValueError) as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"text encoder folder {folder} cannot be loaded: {reason}") from error
-        self._model.eval().requires_grad_(False).to(device)
-        broken = [name for name, p in self._model.named_parameters() if not is_finite(p)]
-        refuse_broken(broken, str(folder))
-        self.width: int = self._model.config.d_model
-        self.max_tokens = max_tokens
+        model.eval().requires_grad_(False).to(device)
+        return cls(model, tokenizer, max_tokens=max_tokens)
 
     @torch.inference_mode()
     def encode(self, prompts: Sequence[str]) -> TextFeatures:

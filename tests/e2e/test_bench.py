@@ -1,7 +1,7 @@
 """``stepvar bench`` through the real command line, on a tiny model and on random weights."""
 
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,10 +11,11 @@ import yaml
 from tiny_model import CONFIG, REPOSITORY, write_tiny_model
 from torch import Tensor
 
-from infinity.config import PRESETS
+from infinity.config import PRESETS, TextEncoderConfig
 from infinity.ops.attention import AttentionRequest, KeyValues, SdpaAttention, registry
 from stepvar_patch.cli import main
 from stepvar_patch.cost import plan_cost
+from stepvar_patch.experiments.bench import random_model
 from stepvar_patch.experiments.bench.attention_cases import AttentionConfig
 from stepvar_patch.experiments.bench.record import Row
 from stepvar_patch.experiments.bench.row import Drawer, Sample
@@ -190,6 +191,23 @@ def test_random_weights_batches_and_resolution(
     )
 
 
+def test_a_random_text_encoder_is_run_and_timed(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["weights=random", "preset=infinity-125m", "text_encoder=random", "rounds=1"]
+    monkeypatch.setitem(PRESETS, "infinity-125m", CONFIG)
+    assert main(["bench", "b.yaml", *words]) == 2
+    assert "stands for flan-T5-XL, which this preset does not use" in capsys.readouterr().err
+    text = TextEncoderConfig(kind="t5", width=384, max_tokens=64)
+    monkeypatch.setitem(PRESETS, "infinity-125m", replace(CONFIG, text_encoder=text))
+    small = {"d_model": 384, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    monkeypatch.setattr(random_model, "T5_XL", {**random_model.T5_XL, **small})
+    record = bench(*words, "arms={dense: {}}")
+    assert record["rows"][0]["back_to_back"]["stages_ms"]["text"] > 0
+    plain = bench(*words, "arms={dense: {}}", "text_encoder=null")
+    assert record["model"]["weights_mib"] > plain["model"]["weights_mib"] + 40
+
+
 def test_a_fresh_process_draws_the_first_images(work: Path) -> None:
     record = bench("rounds=1", "first_image=true", "arms={dense: {}, other: {dtype: bfloat16}}")
     for row in record["rows"]:
@@ -206,6 +224,10 @@ def test_a_fresh_process_draws_the_first_images(work: Path) -> None:
         (["baseline=dens"], "baseline is 'dens'; did you mean 'dense'?"),
         (["weights=random"], "preset belongs to weights=random"),
         (["weights=random", "preset=infinity-3b"], "preset is 'infinity-3b'; did you mean"),
+        (
+            ["weights=random", "preset=infinity-2b", "text_encoder=t5"],
+            "text_encoder is 't5'; allowed with weights=random: random or null",
+        ),
         (["weights=none"], "weights: none does not exist"),
         (["arms.balanced.dtype=float16"], "arms.balanced.dtype = 'float16' must be"),
         (["arms.balanced.prunning=x"], "arms.balanced.prunning = 'x' is an unknown key"),

@@ -48,7 +48,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> T5Encoder:
-    return T5Encoder(folder, max_tokens=8, device=CPU, dtype=torch.float32)
+    return T5Encoder.from_directory(folder, max_tokens=8, device=CPU, dtype=torch.float32)
 
 
 def test_one_row_per_token_and_the_end_token_counts(encoder: T5Encoder) -> None:
@@ -79,16 +79,16 @@ def test_padding_and_masking_as_the_original_does_changes_nothing(
 
 
 def test_half_precision_gives_fp32_features(folder: Path) -> None:
-    half = T5Encoder(folder, max_tokens=8, device=CPU, dtype=torch.bfloat16)
+    half = T5Encoder.from_directory(folder, max_tokens=8, device=CPU, dtype=torch.bfloat16)
     assert half.encode(["cat"]).rows.dtype == torch.float32
 
 
 def test_a_folder_without_t5_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"local copy of google/flan-t5-xl"):
-        T5Encoder(tmp_path, max_tokens=8, device=CPU, dtype=torch.float32)
+        T5Encoder.from_directory(tmp_path, max_tokens=8, device=CPU, dtype=torch.float32)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be loaded"):
-        T5Encoder(tmp_path, max_tokens=8, device=CPU, dtype=torch.float32)
+        T5Encoder.from_directory(tmp_path, max_tokens=8, device=CPU, dtype=torch.float32)
 
 
 def test_width_must_be_the_models(folder: Path) -> None:

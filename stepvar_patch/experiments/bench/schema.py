@@ -43,10 +43,11 @@ class BenchConfig(ArmSettings):
         weights: model directory; an official transformer; or ``random``, with ``preset``.
         preset: shapes for random weights, e.g. infinity-2b.
         tokenizer: the official tokenizer file that belongs to an official transformer.
-        text_encoder: its folder, if it is not the model directory's own.
+        text_encoder: its folder, if it is not the model directory's own. With random weights:
+            ``random`` runs flan-T5-XL's shapes, ``None`` takes random features.
         output: JSON file.
         prompts: taken in turn until a batch is full.
-        text_tokens: random text features per prompt, for random weights.
+        text_tokens: per prompt, for random weights.
         seed: of the first image of a batch.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``None`` takes a GPU if there is one.
         warmup: draws of every row before the first one that counts.
@@ -81,6 +82,11 @@ class BenchConfig(ArmSettings):
             )
         if (self.weights == RANDOM) != (self.preset is not None):
             raise ValueError("preset belongs to weights=random, and the other way round")
+        if self.preset is not None and self.text_encoder not in (None, RANDOM):
+            raise ValueError(
+                f"text_encoder is {self.text_encoder!r}; allowed with weights=random: random or "
+                "null"
+            )
         if self.preset is not None and self.preset not in PRESETS:
             raise ValueError(f"preset is {self.preset!r}; {nearest(self.preset, list(PRESETS))}")
 
