@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from infinity.errors import UserError
-from stepvar_patch import cli_bench, cli_pruning, cli_report, cli_train
+from stepvar_patch import cli_bench, cli_eval, cli_pruning, cli_report, cli_train
 from stepvar_patch.terminal import (
     Interrupted,
     Json,
@@ -194,6 +194,7 @@ def doctor(
 verb(app)(cli_pruning.ablate)
 verb(app)(cli_pruning.show_masks)
 verb(app)(cli_report.report)
+verb(app, "eval")(cli_eval.evaluate)
 
 
 def main(

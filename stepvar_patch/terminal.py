@@ -33,11 +33,14 @@ class Interrupted(Exception):
     """Ctrl-C inside a verb, under a name that Typer does not turn into an abort."""
 
 
-def verb(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A decorator that registers a verb under its function's name.
+def verb(
+    app: typer.Typer, name: str | None = None
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that registers a verb.
 
     Args:
         app: the command or group that the verb belongs to.
+        name: of the verb; None takes its function's.
 
     Returns:
         The decorator; Ctrl-C in the verb raises `Interrupted`.
@@ -51,7 +54,7 @@ def verb(app: typer.Typer) -> Callable[[Callable[..., None]], Callable[..., None
             except KeyboardInterrupt as error:
                 raise Interrupted from error
 
-        return app.command()(run)
+        return app.command(name)(run)
 
     return register
 

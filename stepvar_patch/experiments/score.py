@@ -13,11 +13,9 @@ from infinity.text.minilm import MiniLMEncoder
 from infinity.training.data.pack import load_pack
 from infinity.training.data.render import render_pack
 from stepvar_patch.experiments.metrics.embedded import Scores, evaluate
-from stepvar_patch.experiments.metrics.reference import Reference, fit
+from stepvar_patch.experiments.scorers.embedded import load_reference
 
 logger = logging.getLogger(__name__)
-
-REFERENCE = "reference.safetensors"
 
 
 def score_run(run: Path, pack: Path, text_encoder: Path, device: str) -> dict[str, Scores]:
@@ -41,13 +39,7 @@ def score_run(run: Path, pack: Path, text_encoder: Path, device: str) -> dict[st
     drawings = load_pack(pack)
     rendered = torch.from_numpy(np.array(render_pack(drawings, pack.parent)))
     encoder = MiniLMEncoder.from_directory(text_encoder)
-    cached = pack.parent / REFERENCE
-    if cached.exists():
-        reference = Reference.load(cached)
-    else:
-        logger.info("fitting the reference on every training drawing, minutes on a CPU")
-        reference = fit(rendered, drawings.records, encoder, device)
-        reference.save(cached)
+    logger.info("reading the reference, or fitting it on every training drawing: minutes on a CPU")
     return evaluate(
         images,
         [row.prompt for row in rows],
@@ -55,5 +47,5 @@ def score_run(run: Path, pack: Path, text_encoder: Path, device: str) -> dict[st
         drawings.records,
         device,
         encoder,
-        reference,
+        load_reference(pack, text_encoder, device),
     )

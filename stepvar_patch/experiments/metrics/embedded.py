@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from infinity.text.base import TextEncoder
 from infinity.training.data.captions import COLOURS, is_held_out, plain_caption
 from infinity.training.data.compose import Composer
 from infinity.training.data.pack import Record
-from infinity.training.data.parse import CaptionParser, Request
+from infinity.training.data.parse import CaptionParser
 from stepvar_patch.experiments.metrics.background_colour import background_colours
-from stepvar_patch.experiments.metrics.frechet import frechet_distance, gaussian
 from stepvar_patch.experiments.metrics.icon_features import IconFeatures
 from stepvar_patch.experiments.metrics.kernel_distance import kernel_distance
 from stepvar_patch.experiments.metrics.name_rank import name_ranks
@@ -22,13 +22,91 @@ from stepvar_patch.experiments.metrics.reference import Reference, fit, to_uint8
 
 Scores = dict[str, float | int]
 
-_MIN_DISTANCE_SAMPLES = 16
+MIN_DISTANCE_SAMPLES = 16
+"""A distance of fewer images says nothing."""
+
+TOP = 10
+"""Ranks that count as a hit in ``top10``."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    index: int
-    request: Request
+class Judged:
+    """What every image got; NaN where its prompt does not ask for it.
+
+    Attributes:
+        rank: of the right name among all names, 1 is best.
+        word_rank: likewise among all names and all keywords but the object's own.
+        style: 1 when the style asked for is recognised, else 0.
+        background: likewise for the background colour.
+        count: likewise for the number of copies.
+        parsed: 1 where the prompt is in the caption grammar.
+        white: standardised features of single objects on white, on the device.
+    """
+
+    rank: Float[np.ndarray, " n"]
+    word_rank: Float[np.ndarray, " n"]
+    style: Float[np.ndarray, " n"]
+    background: Float[np.ndarray, " n"]
+    count: Float[np.ndarray, " n"]
+    parsed: Float[np.ndarray, " n"]
+    white: Float[Tensor, "m d"]
+
+
+def judge(
+    images: UInt8[Tensor, "n 256 256 3"],
+    prompts: Sequence[str],
+    reference: Reference,
+    extract: IconFeatures,
+) -> Judged:
+    """Image by image, how well each shows what its prompt asks for.
+
+    Args:
+        images: sRGB, one per prompt.
+        prompts: in the caption grammar; free wording is left out.
+        reference: on the device of the features.
+        extract: the feature network.
+
+    Raises:
+        ValueError: images and prompts differ in number.
+    """
+    if len(images) != len(prompts):
+        raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
+    parser = CaptionParser(reference.names)
+    requests = [parser.parse(prompt) for prompt in prompts]
+    rank, word_rank, style, background, count = (np.full(len(images), np.nan) for _ in range(5))
+    asked = [(i, r) for i, r in enumerate(requests) if r is not None]
+    white = torch.empty(0, reference.feature_mean.shape[0], device=reference.feature_mean.device)
+    if asked:
+        found = background_colours(images[[i for i, _ in asked]], COLOURS)
+        for (i, request), colour in zip(asked, found, strict=True):
+            background[i] = colour == request.background
+            if request.count > 1:
+                count[i] = count_objects(images[i].cpu().numpy()) == request.count
+    singles = [(i, r) for i, r in asked if r.count == 1 and r.relation is None]
+    if singles:
+        features = reference.standardise(extract(images[[i for i, _ in singles]]))
+        predicted = features @ reference.probe_weight + reference.probe_bias
+        width = reference.name_embeddings.shape[1]
+        truth = torch.tensor([reference.names.index(r.concepts[0]) for _, r in singles])
+        at = [i for i, _ in singles]
+        rank[at] = name_ranks(predicted[:, :width], reference.name_embeddings, truth).tolist()
+        word_rank[at] = _word_ranks(predicted[:, :width], truth.tolist(), reference)
+        styles = predicted[:, width:].argmax(dim=1).tolist()
+        for (i, request), recognised in zip(singles, styles, strict=True):
+            if request.style is not None:
+                style[i] = reference.styles[recognised] == request.style
+        on_white = [row for row, (_, r) in enumerate(singles) if r.background == "white"]
+        white = features[on_white]
+    parsed = np.array([float(r is not None) for r in requests])
+    return Judged(
+        rank=rank,
+        word_rank=word_rank,
+        style=style,
+        background=background,
+        count=count,
+        parsed=parsed,
+        white=white,
+    )
 
 
 def score_images(
@@ -56,25 +134,33 @@ def score_images(
         ValueError: images and prompts differ in number.
         UserError: the packages of the ``eval`` extra are not installed.
     """
-    if len(images) != len(prompts):
-        raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
-    parser, reference = CaptionParser(reference.names), reference.to(device)
-    parsed = ((i, parser.parse(prompt)) for i, prompt in enumerate(prompts))
-    asked = [_Asked(index=i, request=request) for i, request in parsed if request is not None]
-    scores: Scores = {"images": len(images), "parsed": len(asked), "names": len(reference.names)}
-    singles = [a for a in asked if a.request.count == 1 and a.request.relation is None]
-    if singles:
-        chosen = images[[a.index for a in singles]]
-        scores |= _single_scores(chosen, [a.request for a in singles], reference, device)
-    if asked:
-        found = background_colours(images[[a.index for a in asked]], COLOURS)
-        right = [f == a.request.background for f, a in zip(found, asked, strict=True)]
-        scores |= {"background_accuracy": sum(right) / len(right), "background_n": len(right)}
-    counted = [a for a in asked if a.request.count > 1]
-    if counted:
-        counts = [count_objects(images[a.index].cpu().numpy()) for a in counted]
-        right = [c == a.request.count for c, a in zip(counts, counted, strict=True)]
-        scores |= {"count_accuracy": sum(right) / len(right), "count_n": len(right)}
+    reference = reference.to(device)
+    judged = judge(images, prompts, reference, IconFeatures(device))
+    scores: Scores = {
+        "images": len(images),
+        "parsed": int(judged.parsed.sum()),
+        "names": len(reference.names),
+    }
+    ranks = judged.rank[~np.isnan(judged.rank)]
+    if ranks.size:
+        scores |= {
+            "single_n": ranks.size,
+            "median_name_rank": float(np.median(ranks)),
+            "median_word_rank": float(np.nanmedian(judged.word_rank)),
+            "words": len(reference.names) + len(reference.keyword_embeddings),
+            "top10": float((ranks <= TOP).mean()),
+        }
+    for name in ("style", "background", "count"):
+        values = getattr(judged, name)
+        known = values[~np.isnan(values)]
+        if known.size:
+            scores |= {f"{name}_accuracy": float(known.mean()), f"{name}_n": known.size}
+    if len(judged.white) >= MIN_DISTANCE_SAMPLES:
+        scores |= {
+            "kernel_distance": kernel_distance(judged.white, reference.real_features),
+            "frechet_64": reference.frechet(judged.white),
+            "distance_n": len(judged.white),
+        }
     return scores
 
 
@@ -128,41 +214,12 @@ def evaluate(
     return scores
 
 
-def _single_scores(
-    images: UInt8[Tensor, "n 256 256 3"],
-    requests: Sequence[Request],
-    reference: Reference,
-    device: torch.device | str,
-) -> Scores:
-    features = reference.standardise(IconFeatures(device)(images))
-    predicted = features @ reference.probe_weight + reference.probe_bias
-    width = reference.name_embeddings.shape[1]
-    truth = torch.tensor([reference.names.index(r.concepts[0]) for r in requests])
-    ranks = name_ranks(predicted[:, :width], reference.name_embeddings, truth).float()
+def _word_ranks(
+    predicted: Float[Tensor, "n e"], truth: Sequence[int], reference: Reference
+) -> list[int]:
+    """Ranks among all names and keywords; an object's own keywords do not compete."""
     candidates = torch.cat([reference.name_embeddings, reference.keyword_embeddings])
-    ignored = torch.zeros(len(requests), len(candidates), dtype=torch.bool)
-    for row, name in enumerate(truth.tolist()):
+    ignored = torch.zeros(len(truth), len(candidates), dtype=torch.bool)
+    for row, name in enumerate(truth):
         ignored[row, [len(reference.names) + own for own in reference.keywords_of[name]]] = True
-    among_words = name_ranks(predicted[:, :width], candidates, truth, ignored).float()
-    scores: Scores = {
-        "single_n": len(requests),
-        "median_name_rank": float(ranks.quantile(0.5)),
-        "median_word_rank": float(among_words.quantile(0.5)),
-        "words": len(candidates),
-        "top10": float((ranks <= 10).float().mean()),
-    }
-    styles = predicted[:, width:].argmax(dim=1).tolist()
-    pairs = [(reference.styles[s], r.style) for s, r in zip(styles, requests, strict=True)]
-    right = [found == asked for found, asked in pairs if asked is not None]
-    if right:
-        scores |= {"style_accuracy": sum(right) / len(right), "style_n": len(right)}
-    white = features[[i for i, r in enumerate(requests) if r.background == "white"]]
-    if len(white) >= _MIN_DISTANCE_SAMPLES:
-        mean, covariance = gaussian((white - reference.pca_mean) @ reference.pca_directions)
-        real = (reference.real_mean, reference.real_covariance)
-        scores |= {
-            "kernel_distance": kernel_distance(white, reference.real_features),
-            "frechet_64": frechet_distance(mean, covariance, *real),
-            "distance_n": len(white),
-        }
-    return scores
+    return name_ranks(predicted, candidates, torch.tensor(truth), ignored).tolist()

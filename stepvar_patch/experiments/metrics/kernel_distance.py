@@ -1,5 +1,7 @@
 """Kernel inception distance: unbiased, so it is usable with a few hundred images."""
 
+import numpy as np
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -27,3 +29,36 @@ def kernel_distance(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
 
 def _kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     return (x @ y.T / x.shape[1] + 1) ** 3
+
+
+def resampled_kernel_distances(
+    a: Float[Tensor, "n d"],
+    b: Float[Tensor, "m d"],
+    rng: np.random.Generator,
+    resamples: int = 200,
+) -> tuple[float, list[float]]:
+    """The kernel distance and its values on resamples of ``a``; ``b`` stays as it is.
+
+    Pairs of one row with its own copy are left out, as in the distance itself.
+
+    Args:
+        a: rows that are resampled with replacement.
+        b: rows of the reference.
+        rng: draws the resamples.
+        resamples: how many.
+
+    Raises:
+        ValueError: either side has fewer than two rows.
+    """
+    value = kernel_distance(a, b)
+    n, m = len(a), len(b)
+    x, y = a.double(), b.double()
+    within, across = _kernel(x, x), _kernel(x, y).mean(1)
+    within = within - within.diagonal().diag()
+    yy = _kernel(y, y)
+    constant = (yy.sum() - yy.diagonal().sum()) / (m * (m - 1))
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
+    w = torch.from_numpy(counts).to(x)
+    pairs = n * n - w.square().sum(1)
+    found = ((w @ within) * w).sum(1) / pairs + constant - 2 * (w @ across) / n
+    return value, found.tolist()

@@ -18,7 +18,7 @@ from infinity.training.data.captions import COLOURS, is_held_out
 from infinity.training.data.compose import Composer
 from infinity.training.data.pack import Record
 from infinity.training.data.sources import STYLES
-from stepvar_patch.experiments.metrics.frechet import fit_pca, gaussian
+from stepvar_patch.experiments.metrics.frechet import fit_pca, frechet_distance, gaussian
 from stepvar_patch.experiments.metrics.icon_features import IconFeatures
 from stepvar_patch.experiments.metrics.ridge import fit_ridge
 
@@ -69,6 +69,11 @@ class Reference:
 
     def standardise(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
         return (features - self.feature_mean) / self.feature_std
+
+    def frechet(self, features: Float[Tensor, "n d"]) -> float:
+        """Fréchet distance of standardised features to the real drawings, in the projection."""
+        mean, covariance = gaussian((features - self.pca_mean) @ self.pca_directions)
+        return frechet_distance(mean, covariance, self.real_mean, self.real_covariance)
 
     def to(self, device: torch.device | str) -> "Reference":
         moved = {f: getattr(self, f).to(device) for f in _tensor_fields()}

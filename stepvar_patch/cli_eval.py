@@ -1,0 +1,28 @@
+"""``stepvar eval`` and ``stepvar table``: how good pruned pictures are, and what they cost."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stepvar_patch.terminal import Json, Overrides, load_pipeline_of, say, talk
+
+
+def evaluate(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML file, e.g. configs/eval.yaml.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Score a run against its dense original with every metric whose files are there; resumable."""
+    from stepvar_patch.experiments.eval_run import run, text
+    from stepvar_patch.experiments.eval_schema import EvalConfig
+    from stepvar_patch.experiments.loading import load_config
+    from stepvar_patch.progress import RunProgress
+
+    settings = load_config(EvalConfig, config, overrides or [])
+    command = shlex.join(["stepvar", "eval", str(config), *(overrides or [])])
+    with RunProgress(talk) as progress:
+        result = run(settings, progress, load_pipeline_of(context), command)
+    say(result.to_json(), text(result.runs, command), as_json)

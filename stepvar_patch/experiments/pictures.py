@@ -1,0 +1,51 @@
+"""Pictures of a run read back from its folder, batch by batch."""
+
+import os
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from PIL import Image
+from torch import Tensor
+
+from infinity.errors import UserError
+
+_READERS = min(8, os.cpu_count() or 1)
+
+
+def read_picture(path: Path) -> UInt8[Tensor, "h w 3"]:
+    """One picture as sRGB bytes.
+
+    Raises:
+        UserError: missing, or not a picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB")))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable picture ({error})") from error
+
+
+def read_batches(paths: Sequence[Path], size: int = 64) -> Iterator[UInt8[Tensor, "b h w 3"]]:
+    """The pictures in order, ``size`` at a time; the next ones are read while a batch is used.
+
+    Raises:
+        UserError: one is unreadable or has another size than the first.
+    """
+    shape: tuple[int, ...] | None = None
+    with ThreadPoolExecutor(_READERS) as pool:
+        ahead = [pool.map(read_picture, paths[:size])]
+        for start in range(0, len(paths), size):
+            ahead.append(pool.map(read_picture, paths[start + size : start + 2 * size]))
+            images = list(ahead.pop(0))
+            shape = shape or tuple(images[0].shape)
+            for image, path in zip(images, paths[start : start + size], strict=True):
+                if tuple(image.shape) != shape:
+                    found = f"{image.shape[0]} × {image.shape[1]}"
+                    raise UserError(
+                        f"{path}: {found} pixels, the others have {shape[0]} × {shape[1]}"
+                    )
+            yield torch.stack(images)
