@@ -15,7 +15,7 @@ def report(
     ],
     output: Annotated[Path, typer.Option(help="The HTML page.")] = Path("outputs/report.html"),
     plots: Annotated[
-        Path | None, typer.Option(help="Folder for the charts as SVG files, too.")
+        Path | None, typer.Option(help="Folder for the comparing charts as SVG files, too.")
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -49,5 +49,5 @@ def read_source(path: Path) -> Source:
             return read(path, value)
     raise UserError(
         f"{path} is no result that a report knows: no file of stepvar bench, ablate or eval, "
-        "and no record with what and command or commands"
+        "and no record with its command or commands"
     )

@@ -1,4 +1,4 @@
-"""A measurement written down by hand: ``what``, the commands, the environment, and its figures."""
+"""Any other measurement that names its command: what it is, the environment, and its figures."""
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,8 +12,8 @@ _DEEPEST = 8
 
 
 def is_record(value: dict[str, Any]) -> bool:
-    """Whether a JSON object says what it is and how it was made."""
-    return "what" in value and ("command" in value or "commands" in value)
+    """Whether a JSON object says how it was made."""
+    return "command" in value or "commands" in value
 
 
 def read_record(path: Path, value: dict[str, Any]) -> Source:
@@ -30,7 +30,7 @@ def read_record(path: Path, value: dict[str, Any]) -> Source:
     return Source(
         title=f"Record: {path.stem}",
         path=str(path),
-        summary=str(value["what"]),
+        summary=_text(value.get("what", "")),
         commands=[str(c) for c in (commands if isinstance(commands, list) else [commands])],
         environment={str(name): _text(inner) for name, inner in environment.items()},
         tables=list(_tables(figures, "", path, 0)),
@@ -41,6 +41,7 @@ def _tables(value: Mapping[str, Any], title: str, path: Path, depth: int) -> Ite
     """Objects of equal shape as one table; single figures as a table of two columns."""
     if depth > _DEEPEST:
         raise UserError(f"{path}: {title} is nested too deeply to be shown")
+    value = {name: _numbered(v) for name, v in value.items()}
     inner = {name: v for name, v in value.items() if isinstance(v, dict)}
     single = {name: v for name, v in value.items() if name not in inner}
     if single:
@@ -54,6 +55,13 @@ def _tables(value: Mapping[str, Any], title: str, path: Path, depth: int) -> Ite
         return
     for name, v in inner.items():
         yield from _tables(v, f"{title}, {name}" if title else name, path, depth + 1)
+
+
+def _numbered(value: Any) -> Any:
+    """A list of objects as an object; other values as they are."""
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        return {str(index): entry for index, entry in enumerate(value, start=1)}
+    return value
 
 
 def _text(value: object) -> str:

@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +34,7 @@ def write_report(
     Args:
         paths: folders and files of results.
         page: HTML file to write.
-        plots: folder for the charts; None for no files.
+        plots: folder for the charts that compare all results; None for no files.
         command: that makes the page again.
 
     Returns:
@@ -64,8 +63,7 @@ def write_report(
     }
     size = write_page(page, "report.html", values)
     files = []
-    every = [*overall, *times, *chain.from_iterable(own)]
-    for chart in every if plots else ():
+    for chart in [*overall, *times] if plots else ():
         assert plots is not None
         files.append(plots / f"{chart.name}.svg")
         text = charts.standalone(chart.svg).encode()
