@@ -191,6 +191,21 @@ def test_random_weights_batches_and_resolution(
     )
 
 
+def test_kernels_of_the_arms_that_are_asked_for(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = bench("rounds=1", "kernels=[balanced]", "batch_sizes=[1,2]")
+    rows = {(row["arm"], row["batch_size"]): row["kernels"] for row in record["rows"]}
+    found = rows.pop(("balanced", 1))
+    assert set(rows.values()) == {None}
+    assert found["launches"] > 1000
+    times = [kernel["ms"] for kernel in found["top"]]
+    assert times == sorted(times, reverse=True)
+    assert sum(times) <= found["busy_ms"] + 0.1
+    assert any("addmm" in kernel["name"] or "mkldnn" in kernel["name"] for kernel in found["top"])
+    assert "Kernels of one draw, balanced, batch 1" in capsys.readouterr().out
+
+
 def test_a_random_text_encoder_is_run_and_timed(
     work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -221,7 +236,8 @@ def test_a_fresh_process_draws_the_first_images(work: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["baseline=dens"], "baseline is 'dens'; did you mean 'dense'?"),
+        (["baseline=dens"], "baseline names 'dens'; did you mean 'dense'?"),
+        (["kernels=[inlin]"], "kernels names 'inlin'; did you mean 'inline'?"),
         (["weights=random"], "preset belongs to weights=random"),
         (["weights=random", "preset=infinity-3b"], "preset is 'infinity-3b'; did you mean"),
         (

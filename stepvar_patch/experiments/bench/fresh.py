@@ -60,6 +60,8 @@ def _measure(asked: dict[str, Any]) -> dict[str, float | None]:
     load_ms = 1e3 * (time.perf_counter() - before)
     weights = weight_bytes(pipeline)
     held = _forget_peak()
+    if pipeline.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(pipeline.device)
     first, second = (drawer.timed(index, index).total_ms for index in range(2))
     if pipeline.device.type == "cuda":
         peak: int | None = torch.cuda.max_memory_allocated(pipeline.device) - weights

@@ -26,6 +26,7 @@ class Row:
         peak_mib: memory in use at most during a draw, over the weights of all loaded models.
         samples: by mode.
         first_image: what a fresh process measured.
+        kernels: of one draw, where asked for.
     """
 
     arm: Arm
@@ -37,6 +38,7 @@ class Row:
     peak_mib: float | None = None
     samples: dict[str, list[Sample]] = field(default_factory=lambda: {mode: [] for mode in MODES})
     first_image: dict[str, Any] | None = None
+    kernels: dict[str, Any] | None = None
 
     def median_ms(self, mode: str) -> float | None:
         """Of one draw of the whole batch; None before the first one."""
@@ -67,6 +69,7 @@ class Row:
             "peak_over_weights_mib": _rounded(self.peak_mib),
             **modes,
             "first_image": self._first_image(baseline),
+            "kernels": self.kernels,
         }
 
     def _first_image(self, baseline: "Row | None") -> dict[str, Any] | None:

@@ -3,6 +3,9 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+SHOWN_KERNELS = 15
+"""In the printed table; the file has more."""
+
 
 def markdown(record: Mapping[str, Any]) -> str:
     """The table, what it was measured on, and why arms are missing.
@@ -16,6 +19,9 @@ def markdown(record: Mapping[str, Any]) -> str:
         lines += [f"**{record['note'][0].upper()}{record['note'][1:]}.**", ""]
     if rows:
         lines += table([_cells(row) for row in rows])
+    for row in record["rows"]:
+        if row["kernels"]:
+            lines += ["", *_kernels(row)]
     failed = [row for row in record["rows"] if row["error"]]
     if failed:
         lines += ["", "Arms that do not run:", ""]
@@ -64,6 +70,19 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
         "first image s": "failed" if "error" in first else _number(first.get("first_ms"), 1e-3, 2),
         "ahead after": _ahead_after(first),
     }
+
+
+def _kernels(row: Mapping[str, Any]) -> list[str]:
+    found = row["kernels"]
+    title = (
+        f"Kernels of one draw, {row['arm']}, batch {row['batch_size']}: {found['launches']} "
+        f"launches, busy {found['busy_ms']:.1f} ms"
+    )
+    shown = [
+        {"kernel": f"`{k['name'][:90]}`", "ms": f"{k['ms']:.2f}", "launches": str(k["launches"])}
+        for k in found["top"][:SHOWN_KERNELS]
+    ]
+    return [title, "", *table(shown)]
 
 
 def _peak_mib(row: Mapping[str, Any]) -> float | None:

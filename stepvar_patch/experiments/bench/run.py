@@ -17,6 +17,7 @@ from infinity.io.files import write_atomic, write_error
 from infinity.loading import resolve_device
 from stepvar_patch.experiments.bench.environment import environment, gpu_state
 from stepvar_patch.experiments.bench.fresh import first_image
+from stepvar_patch.experiments.bench.kernels import kernel_table
 from stepvar_patch.experiments.bench.models import Models, check_weights
 from stepvar_patch.experiments.bench.record import MODES, Row, about
 from stepvar_patch.experiments.bench.row import Drawer, synchronize
@@ -63,6 +64,9 @@ def run(
         for mode in modes:
             bench.round(index, mode, progress)
         bench.rounds_done = index + 1
+        bench.write()
+    if config.kernels:
+        bench.kernels()
         bench.write()
     if config.first_image:
         bench.first_images()
@@ -125,13 +129,21 @@ class _Bench:
                 self.position += 1
             progress.advance(1)
 
+    def kernels(self) -> None:
+        """One profiled draw of the arms that are to be looked into."""
+        for row in self._first_of_arms():
+            if row.arm.label in self.config.kernels:
+                with self._attempt(row):
+                    row.kernels = kernel_table(self.drawers[id(row)].draw, self.device)
+
     def first_images(self) -> None:
-        """A fresh process per arm, with its first batch size."""
-        seen: set[str] = set()
-        for row in self.running:
-            if row.arm.label not in seen:
-                seen.add(row.arm.label)
-                row.first_image = first_image(self.config, row.arm.label, row.batch_size)
+        """A fresh process per arm."""
+        for row in self._first_of_arms():
+            row.first_image = first_image(self.config, row.arm.label, row.batch_size)
+
+    def _first_of_arms(self) -> list[Row]:
+        """Of every arm the first batch size that runs."""
+        return list({row.arm.label: row for row in reversed(self.running)}.values())[::-1]
 
     def record(self) -> dict[str, Any]:
         """What the file holds."""

@@ -55,6 +55,7 @@ class BenchConfig(ArmSettings):
         pace_s: if above 0, every round draws every row a second time, after a pause that long.
         baseline: the arm that speed-ups refer to, and the numbers of images until an arm pays off.
         first_image: also start a fresh process per arm: load, first and second image, peak memory.
+        kernels: arms of which one further draw is profiled, with their first batch size.
         arms: label → what differs.
     """
 
@@ -72,14 +73,15 @@ class BenchConfig(ArmSettings):
     pace_s: Annotated[float, Ge(0), Le(60)] = 0.0
     baseline: str
     first_image: bool = False
+    kernels: tuple[str, ...] = ()
     arms: Annotated[Mapping[str, ArmSettings], MinLen(1)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.baseline not in self.arms:
-            raise ValueError(
-                f"baseline is {self.baseline!r}; {nearest(self.baseline, list(self.arms))}"
-            )
+        for name, labels in (("baseline", (self.baseline,)), ("kernels", self.kernels)):
+            for label in labels:
+                if label not in self.arms:
+                    raise ValueError(f"{name} names {label!r}; {nearest(label, list(self.arms))}")
         if (self.weights == RANDOM) != (self.preset is not None):
             raise ValueError("preset belongs to weights=random, and the other way round")
         if self.preset is not None and self.text_encoder not in (None, RANDOM):
