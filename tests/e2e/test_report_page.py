@@ -48,6 +48,25 @@ def test_a_benchmark_is_shown(tmp_path: Path) -> None:
     assert "<td>half</td>" in text
 
 
+def test_an_evaluation_and_its_runs_are_shown(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    (tmp_path / "p.txt").write_text("a red apple\na blue car\n")
+    (tmp_path / "c.yaml").write_text(
+        f"model: {tmp_path}/model\nprompts: {tmp_path}/p.txt\noutput: {tmp_path}/out\n"
+        "device: cpu\nfiles: {drawings: none.zip}\n"
+    )
+    balanced = f"pruning={REPOSITORY}/configs/pruning/stepvar_balanced.yaml"
+    assert main(["eval", str(tmp_path / "c.yaml"), balanced]) == 0
+    out, page = tmp_path / "out", tmp_path / "page.html"
+    words = [str(out), str(out / "dense"), str(out / "pruned"), "--output", str(page)]
+    assert main(["report", *words]) == 0
+    text = page.read_text()
+    shown = set(re.findall("<figcaption>(.*?)</figcaption>", text))
+    assert {"share of bits equal to dense", "milliseconds per image, median of the run"} <= shown
+    assert "files.drawings" in text
+    assert text.count("<img") == 4
+
+
 def test_runs_stand_side_by_side_and_what_is_left_out_is_said(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,9 +50,10 @@ def test_an_ablation_gives_its_cells_as_points_and_its_grid_as_lines(tmp_path: P
 
 
 def test_an_uncounted_cell_has_no_point_against_flops(tmp_path: Path) -> None:
-    (arm,) = read_source(table(tmp_path / "a", cell("x", flop_ratio=None))).arms
-    assert set(arm.speeds) == {"loop"}
-    assert charts.speed_quality([arm], "flops", "psnr_db") is None
+    one, two = read_source(table(tmp_path / "a", cell("x", flop_ratio=None), cell("y"))).arms
+    assert set(one.speeds) == {"loop"}
+    assert charts.speed_quality([one, two], "flops", "psnr_db") is None
+    assert charts.speed_quality([one, two], "loop", "psnr_db") is not None
 
 
 def bench(path: Path, *rows: dict[str, Any]) -> Path:

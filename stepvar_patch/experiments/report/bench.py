@@ -73,7 +73,9 @@ def read_bench(path: Path, value: dict[str, Any]) -> Source:
     failed = [[_label(row, file.rows), row.error] for row in file.rows if row.error]
     tables = [Table(title="", head=_HEAD, rows=[_cells(name, row) for name, row in timed.items()])]
     if failed:
-        tables.append(Table(title="arms that do not run", head=("arm", "why"), rows=failed))
+        tables.append(
+            Table(title="arms that do not run", head=("arm", "why"), rows=failed, prose=True)
+        )
     return Source(
         title=f"Benchmark: {path.stem}",
         path=str(path),

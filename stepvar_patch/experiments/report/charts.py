@@ -81,13 +81,13 @@ def speed_quality(arms: Sequence[Arm], speed: Speed, metric: str) -> str | None:
         metric: name in `METRICS`, the vertical axis.
 
     Returns:
-        SVG, or None when no arm has both values.
+        SVG, or None when fewer than two arms have both values.
     """
     series: dict[str, list[Arm]] = {}
     for arm in arms:
         if speed in arm.speeds and metric in arm.quality:
             series.setdefault(arm.series, []).append(arm)
-    if not series:
+    if sum(map(len, series.values())) < 2:
         return None
     with _figure(f"{speed} {metric}", min(len(series), _MOST_LABELS)) as (figure, axes):
         ends = {}

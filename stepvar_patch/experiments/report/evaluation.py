@@ -18,6 +18,9 @@ from stepvar_patch.experiments.report.model import (
 )
 
 _DENSE = "dense"
+_VAGUE = (_DENSE, "pruned")
+"""What ``stepvar eval`` calls the runs that it draws itself."""
+
 _SPEEDS: Mapping[Speed, str] = {"flops": "flops", "loop": "loop_speedup", "time": "speedup"}
 """Axis → metric that tells how many times cheaper than dense a run is."""
 
@@ -58,19 +61,20 @@ def read_evaluation(path: Path, value: dict[str, Any]) -> Source:
         raise UserError(f"{path}: runs is empty; an evaluation has at least one")
     bits = {name: found[_BITS].per_scale for name, found in file.runs.items() if _BITS in found}
     bits = {name: shares for name, shares in bits.items() if shares}
+    title = path.parent.resolve().name if path.stem == "eval" else path.stem
     return Source(
-        title=f"Evaluation: {path.parent.resolve().name if path.stem == 'eval' else path.stem}",
+        title=f"Evaluation: {title}",
         path=str(path),
         summary=f"{len(file.runs)} runs.",
         commands=(file.command,),
         environment=file.versions,
-        arms=[arm(name, found) for name, found in file.runs.items()],
+        arms=[arm(name, found, title) for name, found in file.runs.items()],
         profiles=[Profile(title="share of bits equal to dense", lines=bits)] if bits else [],
         tables=measured_tables(file.runs),
     )
 
 
-def arm(name: str, found: Mapping[str, Measured]) -> Arm:
+def arm(name: str, found: Mapping[str, Measured], title: str) -> Arm:
     """A run as a point of the charts; the dense one is at 1 by definition."""
     speeds: dict[Speed, float] = {}
     for speed, metric in _SPEEDS.items():
@@ -82,7 +86,8 @@ def arm(name: str, found: Mapping[str, Measured]) -> Arm:
         for metric, m in found.items()
         if metric in METRICS and m.value is not None
     }
-    return Arm(label=name, series=name, speeds=speeds, quality=quality)
+    shown = f"{title}: {name}" if name in _VAGUE else name
+    return Arm(label=shown, series=shown, speeds=speeds, quality=quality)
 
 
 def measured_tables(runs: Mapping[str, Mapping[str, Measured]]) -> list[Table]:
@@ -99,7 +104,7 @@ def measured_tables(runs: Mapping[str, Mapping[str, Measured]]) -> list[Table]:
     tables = [Table(title="values with their intervals", head=head, rows=rows)]
     if reasons:
         absent = [[", ".join(metrics), told] for told, metrics in reasons.items()]
-        tables.append(Table(title="not computed", head=("metrics", "why"), rows=absent))
+        tables.append(Table(title="not computed", head=("metrics", "why"), rows=absent, prose=True))
     return tables
 
 

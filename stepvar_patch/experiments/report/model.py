@@ -98,11 +98,12 @@ class Bars:
 
 @dataclass(frozen=True, kw_only=True)
 class Table:
-    """Texts in rows; the first column names the row."""
+    """Texts in rows; the first column names the row, the others hold figures, or prose."""
 
     title: str
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
+    prose: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

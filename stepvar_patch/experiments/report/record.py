@@ -46,7 +46,7 @@ def _tables(value: Mapping[str, Any], title: str, path: Path, depth: int) -> Ite
     single = {name: v for name, v in value.items() if name not in inner}
     if single:
         rows = [[name, _text(v)] for name, v in single.items()]
-        yield Table(title=title, head=("", "value"), rows=rows)
+        yield Table(title=title, head=("", "value"), rows=rows, prose=True)
     flat = {n: v for n, v in inner.items() if not any(isinstance(x, dict) for x in v.values())}
     if title and len(flat) > 1 and len(flat) == len(inner):
         columns = list(dict.fromkeys(name for row in flat.values() for name in row))
