@@ -11,6 +11,8 @@ from infinity.config import ModelConfig
 from infinity.errors import UserError
 
 INDEX = "model.safetensors.index.json"
+MAX_PATH_BYTES = 240
+"""Longest file name that a manifest or index may give; every file system takes it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +105,7 @@ def shard_files(folder: Path) -> list[Path]:
     try:
         content = json.loads(index.read_text())
         names = sorted(set(content["weight_map"].values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: not a readable shard index ({error!r})") from error
     for name in names:
         check_relative(name, index)
@@ -125,6 +127,9 @@ def check_relative(name: object, source: Path) -> PurePosixPath:
         or path.is_absolute()
         or ".." in path.parts
         or "\\" in str(path)
+        or not str(path).isprintable()
+        or len(str(path).encode()) > MAX_PATH_BYTES
     ):
-        raise UserError(f"{source}: file name {name!r} must be a path inside the folder")
+        shown = repr(name)[:120]
+        raise UserError(f"{source}: file name {shown} must be a short path inside the folder")
     return path

@@ -17,6 +17,7 @@ from infinity.io.index import DiskIndex
 from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
 from infinity.io.rows import ImageRow, file_sha256, image_name, is_finished, manifest_rows
+from infinity.io.small_yaml import read_small_yaml
 
 __all__ = ["ImageRow", "RunFolder", "file_sha256", "image_name", "read_rows"]
 
@@ -238,8 +239,8 @@ class RunFolder:
                 )
             return
         try:
-            before = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+            before = yaml.safe_load(read_small_yaml(path))
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
             raise UserError(f"output: {path} cannot be read; choose another folder") from error
         if not isinstance(before, dict) or not before.keys() & config.keys():
             raise UserError(f"output: {path} is not the config of a run; choose another folder")

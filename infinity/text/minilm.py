@@ -149,7 +149,7 @@ def _read_config(path: Path) -> dict[str, Any]:
         raise UserError(
             f"{path}: cannot read the text encoder's config: {error.strerror}."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not a text encoder config ({error!r}).") from error
     if not valid:
         raise UserError(f"{path}: 'bert' must be a mapping and 'shards' a list of file names.")

@@ -83,9 +83,22 @@ def read_index(folder: Path) -> dict[str, Any]:
         UserError: the folder holds no readable checkpoint.
     """
     try:
-        return json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        index: object = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: no training checkpoint here ({error}).") from error
+    if not isinstance(index, dict):
+        raise UserError(f"{folder / INDEX}: must hold an object.")
+    kinds = {
+        "state": str,
+        "steps": int,
+        "seconds": int | float,
+        "warm_steps": int,
+        "ema_steps": int,
+    }
+    for key, kind in kinds.items():
+        if not isinstance(index.get(key), kind) or isinstance(index[key], bool):
+            raise UserError(f"{folder / INDEX}: {key} is missing or of the wrong kind.")
+    return index
 
 
 def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
 """YAML files and ``key=value`` words in, validated dataclasses out; all mistakes told at once."""
 
+import io
 import os
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +13,21 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from infinity.errors import UserError
+from infinity.io.small_yaml import growth, read_small_yaml
 from stepvar_patch.experiments.problems import Key, Problem, find_problems, parse, report
+from stepvar_patch.experiments.references import check_references
 
 T = TypeVar("T")
 
 FROM_FILE = "from_file"
 """Metadata key of a field whose mapping may be given as the path of a YAML file that holds it."""
+
+
+_UNREADABLE = (
+    *(OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError),
+    *(yaml.YAMLError, OmegaConfBaseException),
+)
+"""What PyYAML and OmegaConf raise on damaged text, and what reading it may."""
 
 
 def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
@@ -48,7 +58,7 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
     try:
         _include(tree, included, here, origin)
         for word in overrides:
-            source = f"argument '{word}'"
+            source = f"argument '{_printable(word)}'"
             try:
                 written, value = _parse_override(schema, word)
                 for keys in _expand(tree, written):
@@ -59,8 +69,11 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
             else:
                 _include(tree, included, here, origin)
         values = _resolve(tree, here)
-    except OmegaConfBaseException as error:
-        text = f"{error.full_key}: {str(error).splitlines()[0]}"
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        key = getattr(error, "full_key", None)
+        text = f"{key}: {_first_line(error)}" if key else _first_line(error)
         problems.append(Problem(str(path), text))
         raise UserError(report(problems)) from error
     problems += find_problems(schema, values, str(path), origin)
@@ -71,16 +84,28 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+        text = io.StringIO(read_small_yaml(path))
+        tree = OmegaConf.to_container(OmegaConf.load(text), resolve=False)
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UserError(f"{path}:{line}: not valid YAML ({error.problem})") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, OmegaConfBaseException) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    except UserError:
+        raise
+    except _UNREADABLE as error:
+        reason = getattr(error, "strerror", None) or _first_line(error)
         raise UserError(f"config: cannot read {path} ({reason})") from error
     if not isinstance(tree, dict):
         raise UserError(f"config: {path} must hold 'key: value' lines")
     return {str(key): _text_keys(value) for key, value in tree.items()}
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _printable(text: str) -> str:
+    """The text on one line."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _text_keys(value: Any) -> Any:
@@ -126,6 +151,7 @@ def _at(tree: Any, keys: Sequence[str]) -> Any:
 
 
 def _resolve(tree: dict[str, Any], here: str) -> Any:
+    check_references({"here": here, **tree})
     config = OmegaConf.create({"here": here, **tree})
     values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     if isinstance(values, dict) and "here" not in tree:
@@ -136,15 +162,17 @@ def _resolve(tree: dict[str, Any], here: str) -> Any:
 def _parse_override(schema: type[Any], word: str) -> tuple[list[str], Any]:
     path, separator, text = word.partition("=")
     keys = path.split(".")
-    if not separator or not all(keys):
+    if not separator or not all(keys) or not path.isprintable():
         raise ValueError("an override must be written key=value")
     if _is_text(schema, path):
         nullable = type(None) in get_args(_hints(schema)[path])
         return keys, None if nullable and text == "null" else text
     try:
+        if problem := growth(f"- {text}"):
+            raise ValueError(f"{path} {problem}")
         parsed: Any = OmegaConf.to_container(OmegaConf.create(f"- {text}"), resolve=False)
         return keys, _text_keys(parsed[0])
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
+    except _UNREADABLE as error:
         raise ValueError(f"{path} = {text!r} is not a YAML value") from error
 
 

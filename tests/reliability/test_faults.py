@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from fake_pipeline import FakePipeline, write_model_directory
+from fake_pipeline import FakePipeline
 from PIL import Image
 from runs import ROWS, files, rows, stepvar
 from safetensors.torch import load_file, save_file
@@ -23,17 +23,6 @@ from stepvar_patch.cli import main
 HERE = Path(__file__).parent
 MANY = ["generate", "c.yaml", "images_per_prompt=8"]
 IMAGES = 8 * len(ROWS)
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_model_directory(tmp_path / "model")
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (tmp_path / "c.yaml").write_text(
-        "model: model\nprompts: p.jsonl\noutput: out\nbatch_size: 2\ndevice: cpu\n"
-    )
-    return tmp_path
 
 
 @pytest.fixture

@@ -304,7 +304,7 @@ def test_a_missing_shard_is_named(tmp_path: Path, transformer: State) -> None:
 def test_a_shard_index_cannot_point_outside(tmp_path: Path, name: object) -> None:
     index = tmp_path / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"head.bias": name}}))
-    with pytest.raises(UserError, match="must be a path inside the folder"):
+    with pytest.raises(UserError, match="must be a short path inside the folder"):
         read_transformer(tmp_path)
 
 
@@ -550,7 +550,7 @@ def rename_first(name: str) -> Callable[[dict[str, Any]], None]:
 @pytest.mark.parametrize("name", ["../outside.safetensors", "/tmp/x", "a/../../x", "a\\..\\x"])
 def test_manifest_paths_stay_inside(folder: Path, name: str) -> None:
     edit(folder, rename_first(name))
-    with pytest.raises(UserError, match="must be a path inside the folder"):
+    with pytest.raises(UserError, match="must be a short path inside the folder"):
         read_state(folder, "transformer")
 
 

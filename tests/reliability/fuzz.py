@@ -1,0 +1,363 @@
+"""Feeds damaged input to everything that parses, and counts what it survived.
+
+    nice -n 19 python tests/reliability/fuzz.py --inputs 1000000
+    python tests/reliability/fuzz.py --atheris prompts_jsonl -runs=100000
+
+Without ``--atheris`` inputs are mutations of small valid files: flipped bits, cut, repeated and
+spliced pieces, words of the format in wrong places. Whatever a parser does not understand must end
+as a `UserError`; anything else, more than 10 s, or 512 MiB of growth is a failure, and the input is
+kept. The last line is a JSON summary.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from infinity.errors import UserError
+
+SLOW_S = 10
+GROWTH_MIB = 512
+
+Target = Callable[[bytes], object]
+
+
+class Targets:
+    """One method per parser; each takes the bytes of an untrusted file or word."""
+
+    def __init__(self, folder: Path) -> None:
+        from PIL import Image
+
+        from infinity.checkpoint import directory, lazy, official
+        from infinity.io import images, prompts, rows
+        from infinity.io.manifest import RunFolder
+        from infinity.text import minilm
+        from infinity.training import checkpoint
+        from stepvar_patch.experiments import loading, replay, schema
+
+        self.folder = folder
+        self._prompts, self._rows, self._images = prompts, rows, images
+        self._directory, self._lazy, self._official = directory, lazy, official
+        self._loading, self._schema, self._replay = loading, schema, replay
+        self._minilm, self._checkpoint, self._run_folder = minilm, checkpoint, RunFolder
+        self._base = folder / "base.yaml"
+        self._base.write_text("model: m\nprompts: p.txt\noutput: out\n")
+        self._picture = Image.new("RGB", (2, 2))
+
+        (folder / "t.safetensors").write_bytes(_saved(folder, "safetensors"))
+
+    def _file(self, name: str, data: bytes) -> Path:
+        path = self.folder / name
+        path.write_bytes(data)
+        return path
+
+    def prompts_txt(self, data: bytes) -> None:
+        for _ in self._prompts.read_prompts(self._file("p.txt", data)):
+            pass
+
+    def prompts_jsonl(self, data: bytes) -> None:
+        for row in self._prompts.read_prompts(self._file("p.jsonl", data)):
+            json.dumps(row.extra).encode()
+            assert (self.folder / f"{row.id}_1.png").parent == self.folder
+
+    def prompts_csv(self, data: bytes) -> None:
+        for row in self._prompts.read_prompts(self._file("p.csv", data)):
+            assert (self.folder / f"{row.id}_1.png").parent == self.folder
+
+    def config_yaml(self, data: bytes) -> None:
+        path = self._file("c.yaml", data)
+        self._loading.load_config(self._schema.GenerateConfig, path)
+
+    def overrides(self, data: bytes) -> None:
+        words = [word.decode("utf-8", "replace") for word in data.split(b"\0")]
+        self._loading.load_config(self._schema.GenerateConfig, self._base, words)
+
+    def run_config(self, data: bytes) -> None:
+        folder = self.folder / "run"
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_bytes(data)
+        self._run_folder(folder, {"seed": 1, "model": "m"}, dict).__exit__(None, None, None)
+
+    def run_manifest(self, data: bytes) -> None:
+        for row in self._rows.manifest_rows(self._file("run.jsonl", data)):
+            if row is not None:
+                assert not self._rows.is_finished(self.folder, row)
+
+    def model_manifest(self, data: bytes) -> None:
+        folder = self._file("manifest.json", data).parent
+        self._directory.listed_files(folder)
+        self._directory.digest(folder)
+        self._directory.load_model_config(folder)
+        self._directory.text_encoder_folder(folder)
+        self._directory.read_state(folder, "transformer")
+
+    def shard_index(self, data: bytes) -> None:
+        path = self._file("model.safetensors.index.json", data)
+        self._official.shard_files(path.parent)
+
+    def safetensors(self, data: bytes) -> None:
+        state = self._lazy.safetensors_state([self._file("x.safetensors", data)])
+        for key in state:
+            state[key].nbytes  # noqa: B018
+
+    def pickle(self, data: bytes) -> None:
+        self._lazy.load_pickle(self._file("x.pth", data))
+
+    def training_index(self, data: bytes) -> None:
+        self._checkpoint.read_index(self._file(self._checkpoint.INDEX, data).parent)
+
+    def text_encoder_config(self, data: bytes) -> None:
+        self._minilm._read_config(self._file("config.json", data))
+
+    def png(self, data: bytes) -> None:
+        path = self._file("x.png", data)
+        provenance = self._images.read_png(path)[1]
+        self._replay._settings(path, provenance)
+
+    def png_text(self, data: bytes) -> None:
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        info.add_itxt(self._images.CHUNK, data.decode("utf-8", "replace"))
+        path = self.folder / "y.png"
+        self._picture.save(path, pnginfo=info)
+        provenance = self._images.read_png(path)[1]
+        json.dumps(provenance.to_json(), ensure_ascii=True)
+        self._replay._settings(path, provenance)
+
+
+SHARES = {
+    "prompts_txt": 12,
+    "prompts_jsonl": 14,
+    "prompts_csv": 14,
+    "config_yaml": 1,
+    "overrides": 1,
+    "run_config": 2,
+    "run_manifest": 14,
+    "model_manifest": 6,
+    "shard_index": 8,
+    "safetensors": 10,
+    "pickle": 3,
+    "training_index": 7,
+    "text_encoder_config": 7,
+    "png": 8,
+    "png_text": 4,
+}
+"""How the inputs are divided, in parts; slow parsers get fewer."""
+
+
+def seeds(name: str, folder: Path) -> list[bytes]:
+    """Small valid inputs of a target."""
+    provenance = {
+        "id": "a",
+        "prompt": "ein Bär",
+        "negative_prompt": None,
+        "seed": 7,
+        "settings": {"guidance_scale": [1, 2.5], "device": "cpu", "dtype": "float32"},
+        "model": {"name": "m", "digest": "d", "path": "weights"},
+        "versions": {"torch": "2"},
+        "extra": {"k": [1]},
+    }
+    row = {**provenance, "file": "a_7.png", "sha256": "0" * 64, "weights": "w", "ms": {"text": 1}}
+    for key in ("settings", "model", "versions"):
+        del row[key]
+    shard = _saved(folder, "safetensors")
+    digest = hashlib.sha256(shard).hexdigest()
+    entry = {"sha256": digest, "bytes": len(shard), "component": "transformer"}
+    text = json.dumps(provenance).encode()
+    given: dict[str, list[bytes]] = {
+        "prompts_txt": ["a red apple\n\nein Bär\r\n".encode(), b"\xef\xbb\xbfx\n"],
+        "prompts_jsonl": [
+            b'{"prompt": "a", "id": "x", "seed": 3, "k": [1.5, null]}\n{"prompt": "b"}\n'
+        ],
+        "prompts_csv": [b'id,prompt,seed,k\nx,"a ""b""\nc",3,\n,d,,\n'],
+        "config_yaml": [
+            b"model: ${here}/m\nprompts: p.txt\noutput: ${model}\nguidance_scale: [1, 2.5]\n"
+            b"pruning: &p {kind: dense, scales: {'-1': {run: false}}}\n",
+            (Path(__file__).parents[2] / "configs" / "generate.yaml").read_bytes(),
+        ],
+        "overrides": [b"seed=3\0guidance_scale=[1,2]", b"pruning={kind: dense}\0pruning.kind=x"],
+        "run_config": [b"seed: 1\nmodel: m\n"],
+        "run_manifest": [json.dumps(row).encode() + b"\n"],
+        "model_manifest": [
+            json.dumps(
+                {"format_version": 1, "config": _model_config(), "files": {"t.safetensors": entry}}
+            ).encode()
+        ],
+        "shard_index": [b'{"weight_map": {"a.b": "t.safetensors"}}'],
+        "safetensors": [_saved(folder, "safetensors")],
+        "pickle": [_saved(folder, "pickle")],
+        "training_index": [
+            b'{"state": "full", "steps": 3, "seconds": 1.5, "warm_steps": 3, "ema_steps": 2}'
+        ],
+        "text_encoder_config": [b'{"bert": {"hidden_size": 384}, "shards": ["m.safetensors"]}'],
+        "png": [_png(folder, provenance)],
+        "png_text": [text],
+    }
+    return given[name]
+
+
+def _model_config() -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from infinity.config import PRESETS
+
+    return asdict(PRESETS["embedded"])
+
+
+def _saved(folder: Path, kind: str) -> bytes:
+    import torch
+    from safetensors.torch import save
+
+    state = {"a.b": torch.ones(2, 3), "c": torch.arange(4)}
+    if kind == "safetensors":
+        return save(state)
+    torch.save({"trainer": {"gpt": state}, "epoch": 3}, folder / "seed.pth")
+    return (folder / "seed.pth").read_bytes()
+
+
+def _png(folder: Path, provenance: dict[str, Any]) -> bytes:
+    from PIL import Image
+
+    from infinity.io.images import Provenance, write_png
+
+    write_png(folder / "s.png", Image.new("RGB", (3, 2)), Provenance.from_json(provenance))
+    return (folder / "s.png").read_bytes()
+
+
+WORDS = [
+    *(b"null true NaN Infinity -1 0 1e999 1e-999 .inf ~ ' \" { } [ ] : , # & * ! | > % @".split()),
+    *(b"\n", b"\r", b"\0", b"\t", b" ", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\\ud800"),
+    *(b"../", b"/etc/passwd", b"${", b"${here}", b"${oc.env:HOME}", b"<<: *p\n", b"&p ", b"*p"),
+    *(b"9" * 5000, b"[" * 2000, b"{" * 500, b'"a":' * 300, b"- " * 300, b"!!python/object:os "),
+    *("\u2028", "\u202e", "é", "e\u0301", "𝕏"),
+    *(b"18446744073709551616", b"-9223372036854775809", b"0x1F", b"2001-13-99", b"1:60:60"),
+    *(b"kind", b"prompt", b"id", b"seed", b"data_offsets", b"shape", b"dtype", b"__metadata__"),
+]
+WORDS = [word.encode() if isinstance(word, str) else word for word in WORDS]
+
+
+def mutate(data: bytes, dice: random.Random) -> bytes:
+    """One to a few random changes."""
+    out = bytearray(data)
+    for _ in range(dice.choice((1, 1, 1, 2, 3, 8))):
+        at = dice.randrange(len(out) + 1)
+        length = min(len(out) - at, dice.choice((1, 1, 2, 4, 16, 64)))
+        what = dice.randrange(7)
+        if what == 0 and at < len(out):
+            out[at] ^= 1 << dice.randrange(8)
+        elif what == 1 and at < len(out):
+            out[at] = dice.randrange(256)
+        elif what == 2:
+            del out[at : at + length]
+        elif what == 3:
+            out[at:at] = dice.choice(WORDS)
+        elif what == 4:
+            out[at : at + length] = dice.choice(WORDS)
+        elif what == 5:
+            out[at:at] = out[at : at + length] * dice.choice((1, 2, 50))
+        else:
+            other = dice.randrange(len(out) + 1)
+            out[at:at] = out[other : other + length]
+    return bytes(out[: 1 << 16])
+
+
+def run(inputs: int, seed: int, keep: Path, only: str | None = None) -> dict[str, Any]:
+    """Counts per target; the failures' inputs are kept in ``keep``."""
+    dice = random.Random(seed)
+    failures: list[str] = []
+    tried: dict[str, int] = {}
+    shares = {only: 1} if only else SHARES
+    signal.signal(signal.SIGALRM, _too_slow)
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", 2) else None) as name:
+        targets = Targets(Path(name))
+        before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        for target, share in shares.items():
+            parse: Target = getattr(targets, target)
+            corpus = seeds(target, Path(name))
+            for data in corpus[:1]:
+                attempt(parse, data)
+            tried[target] = -(-inputs * share // sum(shares.values()))
+            for number in range(tried[target]):
+                data = mutate(dice.choice(corpus), dice)
+                if error := attempt(parse, data):
+                    failures.append(f"{target}: {error}")
+                    keep.mkdir(parents=True, exist_ok=True)
+                    (keep / f"{target}-{number}").write_bytes(data)
+                    if len(failures) > 50:
+                        raise SystemExit("\n".join(failures))
+                if len(corpus) < 2000 and number % 50 == 0:
+                    corpus.append(data)
+    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before_mib
+    if grown > GROWTH_MIB:
+        failures.append(f"memory grew by {grown} MiB")
+    return {
+        "inputs": sum(tried.values()),
+        "per_parser": tried,
+        "failures": failures,
+        "memory_growth_mib": grown,
+    }
+
+
+def attempt(parse: Target, data: bytes) -> str | None:
+    """What went wrong with an input, if anything did."""
+    signal.setitimer(signal.ITIMER_REAL, SLOW_S)
+    try:
+        parse(data)
+    except UserError as error:
+        if "\n" in str(error).strip() and "mistakes in the configuration" not in str(error):
+            return f"more than one line: {error}"
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+    return None
+
+
+def _too_slow(*_: object) -> None:
+    raise TimeoutError(f"took more than {SLOW_S} s")
+
+
+def with_atheris(target: str, words: list[str]) -> None:
+    """Coverage-guided, until libFuzzer's own options end it."""
+    import atheris
+
+    with atheris.instrument_imports(include=["infinity", "stepvar_patch", "json", "csv", "yaml"]):
+        folder = tempfile.mkdtemp(dir="/dev/shm" if os.access("/dev/shm", 2) else None)
+        parse: Target = getattr(Targets(Path(folder)), target)
+
+    def one(data: bytes) -> None:
+        with contextlib.suppress(UserError):
+            parse(data)
+
+    corpus = Path(tempfile.mkdtemp())
+    for number, data in enumerate(seeds(target, Path(folder))):
+        (corpus / str(number)).write_bytes(data)
+    atheris.Setup([sys.argv[0], *words, str(corpus)], one)
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--inputs", type=int, default=1_000_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path("/tmp/stepvar-fuzz"))
+    parser.add_argument("--only", choices=SHARES)
+    parser.add_argument("--atheris", choices=SHARES)
+    given, rest = parser.parse_known_args()
+    if given.atheris:
+        with_atheris(given.atheris, rest)
+    begun = time.monotonic()
+    summary = run(given.inputs, given.seed, given.keep, given.only)
+    print(json.dumps({**summary, "seconds": round(time.monotonic() - begun, 1)}))
+    sys.exit(bool(summary["failures"]))
