@@ -3,7 +3,6 @@
 Shape legend: b rows, T packed queries, H heads, D head dim.
 """
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -16,11 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infinity.errors import UserError
-from infinity.io.files import write_atomic, write_error
 from infinity.loading import resolve_device, resolve_dtype
 from infinity.ops.attention import AttentionRequest, KeyValues, select, support_table
 from stepvar_patch.experiments.bench.attention_cases import AttentionCase, AttentionConfig, cases
 from stepvar_patch.experiments.bench.environment import environment
+from stepvar_patch.experiments.bench.files import make_folder, write_record
 from stepvar_patch.experiments.bench.row import synchronize
 from stepvar_patch.experiments.generate import Progress
 
@@ -60,10 +59,7 @@ def run_attention(config: AttentionConfig, progress: Progress, command: str) -> 
     dtype = resolve_dtype(config.dtype, device)
     wanted = list(cases(config))
     path = Path(config.output)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path.parent, error) from error
+    make_folder(path)
     record: dict[str, Any] = {
         "format": FORMAT,
         "command": command,
@@ -74,14 +70,9 @@ def run_attention(config: AttentionConfig, progress: Progress, command: str) -> 
     progress.start(len(wanted), 0)
     for case in wanted:
         record["cases"].append(_measured(case, config, device, dtype))
-        _write(path, record)
+        write_record(path, record)
         progress.advance(1)
     return record
-
-
-def _write(path: Path, record: dict[str, Any]) -> None:
-    text = json.dumps(record, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    write_atomic(path, lambda file: file.write(text.encode()))
 
 
 @torch.inference_mode()
@@ -182,15 +173,20 @@ def _summary(entry: _Entry, case: AttentionCase) -> dict[str, Any]:
     return {
         "backend": entry.backend,
         "reason": entry.reason,
-        "relative_error": entry.relative_error,
-        "largest_error": entry.largest_error,
+        "relative_error": _short(entry.relative_error),
+        "largest_error": _short(entry.largest_error),
         "timed_in": entry.timed_in,
         "n": len(entry.ms),
-        "median_ms": middle,
-        "min_ms": min(entry.ms, default=None),
-        "max_ms": max(entry.ms, default=None),
-        "tflops_per_s": None if middle is None else case.flops / middle / 1e9,
+        "median_ms": _short(middle),
+        "min_ms": _short(min(entry.ms, default=None)),
+        "max_ms": _short(max(entry.ms, default=None)),
+        "tflops_per_s": _short(None if middle is None else case.flops / middle / 1e9),
     }
+
+
+def _short(value: float | None) -> float | None:
+    """Five digits."""
+    return None if value is None else float(f"{value:.5g}")
 
 
 def _inputs(

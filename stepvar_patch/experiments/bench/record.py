@@ -126,7 +126,6 @@ def _summary(
                 "round": sample.round,
                 "position": sample.position,
                 "total_ms": round(sample.total_ms, 4),
-                "stages_ms": {name: round(_of_stage(sample, name), 4) for name in names},
             }
             for sample in samples
         ],

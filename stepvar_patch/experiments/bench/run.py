@@ -1,7 +1,6 @@
 """A benchmark: arms side by side in one process, round by round."""
 
 import gc
-import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -13,9 +12,9 @@ from typing import Any
 import torch
 
 from infinity.errors import UserError
-from infinity.io.files import write_atomic, write_error
 from infinity.loading import resolve_device
 from stepvar_patch.experiments.bench.environment import environment, gpu_state
+from stepvar_patch.experiments.bench.files import make_folder, write_record
 from stepvar_patch.experiments.bench.fresh import first_image
 from stepvar_patch.experiments.bench.kernels import kernel_table
 from stepvar_patch.experiments.bench.models import Models, check_weights
@@ -94,10 +93,7 @@ class _Bench:
         self.rounds_done = self.position = 0
         self.environment = environment(device)
         self.path = Path(config.output)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(self.path.parent, error) from error
+        make_folder(self.path)
 
     @property
     def running(self) -> list[Row]:
@@ -168,8 +164,7 @@ class _Bench:
 
     def write(self) -> None:
         """Puts the file in place, whole."""
-        text = json.dumps(self.record(), ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-        write_atomic(self.path, lambda file: file.write(text.encode()))
+        write_record(self.path, self.record())
 
     def _baseline(self, row: Row) -> Row | None:
         """The baseline's row of the same batch size."""
