@@ -41,7 +41,7 @@ def test_an_ablation_gives_its_cells_as_points_and_its_grid_as_lines(tmp_path: P
         ("half", "0.5"),
         ("half", "0.9"),
         ("seed", "1"),
-        ("a,", "2"),
+        ("a", "2"),
     ]
     assert source.arms[0].speeds == {"flops": 2.5, "loop": 2.0}
     assert source.arms[0].quality["psnr_db"] == Quality(value=20, low=19, high=21)
@@ -135,6 +135,22 @@ def test_an_evaluation_gives_points_with_intervals_and_says_what_is_missing(
     assert list(values.head) == ["run", "PSNR, dB", "flops", "speedup", "bits_last", "FD64 ↓"]
     assert list(values.rows)[1] == ["dense", "–", "1", "–", "–", "140"]
     assert list(missing.rows) == [["lpips", "missing: no file"]]
+
+
+def test_a_table_gives_points_and_published_values(tmp_path: Path) -> None:
+    cells = {"flops": estimate(2.1), "fid": estimate(30, low=28, high=32), "hps": estimate(None)}
+    rows = [{"label": f"ours keep_ratio={x}", "images": 9, "cells": cells} for x in (0.3, 0.5)]
+    published = {"method": "FastVAR", "model": "2B", "values": {"geneval": 0.7}, "source": "paper"}
+    value = {"title": "main", "command": "c", "rows": rows, "published": [published]}
+    (tmp_path / "table.json").write_text(json.dumps(value))
+    source = read_source(tmp_path)
+    assert [(arm.series, arm.point) for arm in source.arms] == [("ours", "0.3"), ("ours", "0.5")]
+    assert source.arms[0].quality == {"fid": Quality(value=30, low=28, high=32)}
+    assert list(source.tables[-1].rows) == [["FastVAR", "2B", "–", "0.7", "paper"]]
+    value["rows"] = [rows[0], rows[0]]
+    (tmp_path / "table.json").write_text(json.dumps(value))
+    with pytest.raises(UserError, match="a label of its own"):
+        read_source(tmp_path)
 
 
 def test_an_attention_benchmark_gives_a_table_per_shape(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Results of ``stepvar ablate``: ``table.json``."""
 
-import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,9 +7,7 @@ from typing import Any
 from infinity.errors import UserError
 from stepvar_patch.experiments.ablate_report import Line, as_cells
 from stepvar_patch.experiments.report.files import fit
-from stepvar_patch.experiments.report.model import Arm, Profile, Quality, Source, Table
-
-_GRID_POINT = re.compile(r"(?:(?P<series>.*) )?(?P<point>[\w.*+-]+=\S.*)")
+from stepvar_patch.experiments.report.model import Arm, Profile, Quality, Source, Table, series_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +50,14 @@ def read_ablation(path: Path, value: dict[str, Any]) -> Source:
 
 
 def _arm(line: Line) -> Arm:
-    found = _GRID_POINT.fullmatch(line.cell)
+    series, point = series_of(line.cell)
     ratios = {"flops": line.flop_ratio, "loop": line.time_ratio}
     error = line.psnr_se_db or 0.0
     psnr = Quality(value=line.psnr_db, low=line.psnr_db - error, high=line.psnr_db + error)
     return Arm(
         label=line.cell,
-        series=(found["series"] or found["point"].partition("=")[0]) if found else line.cell,
-        point=found["point"].rpartition("=")[2] if found else "",
+        series=series,
+        point=point,
         speeds={name: 1 / ratio for name, ratio in ratios.items() if ratio},
         quality={"psnr_db": psnr, "ssim": Quality(value=line.ssim)},
     )

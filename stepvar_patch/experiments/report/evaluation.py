@@ -15,6 +15,7 @@ from stepvar_patch.experiments.report.model import (
     Source,
     Speed,
     Table,
+    series_of,
 )
 
 _DENSE = "dense"
@@ -87,7 +88,8 @@ def arm(name: str, found: Mapping[str, Measured], title: str) -> Arm:
         if metric in METRICS and m.value is not None
     }
     shown = f"{title}: {name}" if name in _VAGUE else name
-    return Arm(label=shown, series=shown, speeds=speeds, quality=quality)
+    series, point = series_of(shown)
+    return Arm(label=shown, series=series, point=point, speeds=speeds, quality=quality)
 
 
 def measured_tables(runs: Mapping[str, Mapping[str, Measured]]) -> list[Table]:

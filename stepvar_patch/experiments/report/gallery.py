@@ -46,15 +46,15 @@ def gallery(sources: Sequence[Source]) -> Gallery:
     Raises:
         UserError: a picture cannot be read.
     """
-    shots: dict[tuple[str, str, int], list[tuple[Source, Shot]]] = {}
+    shots: dict[tuple[str, str, int], list[Shot]] = {}
     for source in sources:
         for shot in source.shots:
-            shots.setdefault(shot.key, []).append((source, shot))
+            shots.setdefault(shot.key, []).append(shot)
     order = sorted(shots.items(), key=lambda item: -len(item[1]))
     rows: list[tuple[str, Sequence[Panel]]] = []
     room = MOST_BYTES
     for (prompt, _, seed), members in order[:MOST_PROMPTS]:
-        panels = [_panel(source, shot) for source, shot in members]
+        panels = list(map(_panel, members))
         room -= sum(len(panel.picture) + len(panel.masks) for panel in panels)
         if room < 0:
             break
@@ -62,10 +62,10 @@ def gallery(sources: Sequence[Source]) -> Gallery:
     return Gallery(rows=rows, left_out=len(shots) - len(rows))
 
 
-def _panel(source: Source, shot: Shot) -> Panel:
+def _panel(shot: Shot) -> Panel:
     picture = read_png(shot.picture)[0]
     return Panel(
-        caption=source.title.removeprefix("Run: "),
+        caption=shot.run,
         picture=data_url(picture, largest_px=_PICTURE_PX, lossless=False),
         masks=_masks(shot.masks) if shot.masks else "",
     )

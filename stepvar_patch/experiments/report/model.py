@@ -1,11 +1,14 @@
 """What a report can show, whatever kind of result it was read from."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 Speed = Literal["flops", "loop", "time"]
+
+_GRID_POINT = re.compile(r"(?:(?P<series>.*) )?(?P<point>[\w.*+-]+=\S.*)")
 
 SPEEDS: Mapping[Speed, str] = {
     "flops": "times fewer FLOPs",
@@ -73,6 +76,15 @@ class Arm:
     quality: Mapping[str, Quality] = field(default_factory=dict)
 
 
+def series_of(label: str) -> tuple[str, str]:
+    """The series that a cell of a grid belongs to, and its point: ``a ratio=0.5`` → a, 0.5."""
+    found = _GRID_POINT.fullmatch(label)
+    if found is None:
+        return label, ""
+    name, _, value = found["point"].rpartition("=")
+    return (found["series"] or name).rstrip(","), value
+
+
 @dataclass(frozen=True, kw_only=True)
 class Profile:
     """Values along the scales, one line per arm; None where a scale has no value."""
@@ -112,11 +124,13 @@ class Shot:
 
     Attributes:
         key: prompt, id and seed, by which pictures of several runs stand side by side.
+        run: name of the run.
         picture: PNG file.
         masks: strip of ``stepvar show-masks`` for the same picture, if it is in the folder.
     """
 
     key: tuple[str, str, int]
+    run: str
     picture: Path
     masks: Path | None
 

@@ -1,5 +1,6 @@
 """The folder of ``stepvar generate``: its pictures, its masks, and where the time went."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -44,7 +45,7 @@ def read_run(folder: Path) -> Source:
                 rows={folder.name: times},
             ),
         ),
-        shots=[_shot(folder, row) for row in rows],
+        shots=shots_of(folder, rows),
     )
 
 
@@ -59,10 +60,17 @@ def _ms(row: ImageRow, stage: str) -> float:
     return float(value) if isinstance(value, float | int) else 0.0
 
 
-def _shot(folder: Path, row: ImageRow) -> Shot:
-    masks = folder / f"{row.file.removesuffix('.png')}.masks.png"
-    return Shot(
-        key=(row.prompt, row.id, row.seed),
-        picture=folder / row.file,
-        masks=masks if masks.is_file() else None,
-    )
+def shots_of(folder: Path, rows: Sequence[ImageRow]) -> list[Shot]:
+    """The pictures of a run folder with their mask strips."""
+    shots = []
+    for row in rows:
+        masks = folder / f"{row.file.removesuffix('.png')}.masks.png"
+        shots.append(
+            Shot(
+                key=(row.prompt, row.id, row.seed),
+                run=folder.resolve().name,
+                picture=folder / row.file,
+                masks=masks if masks.is_file() else None,
+            )
+        )
+    return shots
