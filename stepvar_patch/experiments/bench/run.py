@@ -69,7 +69,6 @@ def run(
         bench.write()
     if config.first_image:
         bench.first_images()
-        bench.write()
     if not bench.running:
         reasons = "\n".join(f"  {row.arm.label}: {row.error}" for row in bench.rows)
         raise UserError(f"no arm could run:\n{reasons}")
@@ -136,6 +135,7 @@ class _Bench:
         """A fresh process per arm."""
         for row in self._first_of_arms():
             row.first_image = first_image(self.config, row.arm.label, row.batch_size)
+            self.write()
 
     def _first_of_arms(self) -> list[Row]:
         """Of every arm the first batch size that runs."""
