@@ -192,6 +192,8 @@ def test_every_committed_result_can_be_shown(path: Path) -> None:
         ("[" * 100_000, "is not valid JSON"),
         ("[]", "must hold a JSON object"),
         ('{"a": NaN}', "NaN is no JSON number"),
+        ('{"a": 1e308}', "is too large to be a figure"),
+        ('{"a": 1' + 400 * "0" + "}", "is too large to be a figure"),
         ('{"a": 1}', "is no result that a report knows"),
         ('{"cells": [], "command": "c", "title": "t"}', "cells is empty"),
         ('{"cells": [{"cell": 1}], "command": "c", "title": "t"}', "cells.0.cell: must be"),
@@ -214,6 +216,11 @@ def test_cells_with_unequal_scales_are_refused(tmp_path: Path) -> None:
     folder = table(tmp_path / "a", cell("x"), cell("y", bit_agreement=[1.0]))
     with pytest.raises(UserError, match="as many scales in every cell"):
         read_source(folder)
+
+
+def test_a_ratio_of_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="must be above 0"):
+        read_source(table(tmp_path / "a", cell("x", flop_ratio=1e-320)))
 
 
 def test_what_is_no_file_of_results_is_refused(tmp_path: Path) -> None:

@@ -32,6 +32,9 @@ def read_ablation(path: Path, value: dict[str, Any]) -> Source:
     file = fit(_File, value, path)
     if not file.cells:
         raise UserError(f"{path}: cells is empty; an ablation has at least one")
+    ratios = [r for line in file.cells for r in (line.flop_ratio, line.time_ratio)]
+    if any(ratio is not None and ratio <= 0 for ratio in ratios):
+        raise UserError(f"{path}: cells: flop_ratio and time_ratio must be above 0")
     if len({len(line.bit_agreement) for line in file.cells}) > 1:
         raise UserError(f"{path}: cells: bit_agreement must have as many scales in every cell")
     head, *rows = as_cells(file.cells)

@@ -245,5 +245,6 @@ def _rounded(attribute: str) -> str:
 
 
 def _short(text: str) -> str:
+    text = "".join(sign if sign.isprintable() else " " for sign in text)
     text = " ".join(text.split())
     return text if len(text) <= _LABEL_CHARACTERS else f"{text[: _LABEL_CHARACTERS - 1]}…"

@@ -10,6 +10,8 @@ from infinity.errors import UserError
 
 T = TypeVar("T")
 MAX_BYTES = 64 * 2**20
+_LARGEST = 1e30
+"""Beyond it nothing was measured, and charts and quotients run over."""
 
 
 def read_text(path: Path) -> str:
@@ -32,10 +34,12 @@ def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
-        UserError: unreadable, or no JSON object of finite numbers.
+        UserError: unreadable, or no JSON object of numbers up to 1e30.
     """
     try:
-        value = json.loads(read_text(path), parse_constant=_refuse)
+        value = json.loads(
+            read_text(path), parse_constant=_refuse, parse_float=_figure, parse_int=_whole
+        )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error
     if not isinstance(value, dict):
@@ -57,6 +61,18 @@ def fit(schema: type[T], value: object, path: Path) -> T:
         message = first["msg"].replace("Input should be", "must be").lower()
         given = "" if first["type"] == "missing" else f", not {str(first['input'])[:60]!r}"
         raise UserError(f"{path}: {where}: {message}{given}") from error
+
+
+def _figure(text: str) -> float:
+    value = float(text)
+    if abs(value) > _LARGEST:
+        raise ValueError(f"{text[:40]} is too large to be a figure")
+    return value if abs(value) * _LARGEST > 1 else 0.0
+
+
+def _whole(text: str) -> int:
+    _figure(text)
+    return int(text)
 
 
 def _refuse(constant: str) -> NoReturn:
