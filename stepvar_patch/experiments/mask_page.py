@@ -132,15 +132,17 @@ def write_mask_page(
         {
             "title": scale.title,
             "share": scale.share,
-            "panels": [
-                (caption, data_url(panel, largest_px=_PAGE_PX))
-                for caption, panel in scale.panels.items()
-            ],
+            "panels": [(caption, _data(panel)) for caption, panel in scale.panels.items()],
         }
         for scale in scales
     ]
     values = {"prompt": prompt, "policy": policy, "seed": seed, "scales": shown}
     write_page(path, "masks.html", values, _SCRIPT)
+
+
+def _data(panel: Image.Image) -> str:
+    """Exact where it is small; larger pictures would make a page of many megabytes."""
+    return data_url(panel, largest_px=_PAGE_PX, lossless=max(panel.size) <= _PAGE_PX)
 
 
 def _ascii(text: str) -> str:

@@ -15,6 +15,7 @@ MOST_PROMPTS = 12
 MOST_BYTES = 7 * 2**20
 """Of all pictures together; the rest of a page is small."""
 
+_PROMPT_CHARACTERS = 500
 _PICTURE_PX = 320
 _MASKS_PX = 1760
 _MOST_MASK_BYTES = 64 * 2**20
@@ -58,7 +59,8 @@ def gallery(sources: Sequence[Source]) -> Gallery:
         room -= sum(len(panel.picture) + len(panel.masks) for panel in panels)
         if room < 0:
             break
-        rows.append((f"{prompt} (seed {seed})", panels))
+        shown = prompt if len(prompt) <= _PROMPT_CHARACTERS else f"{prompt[:_PROMPT_CHARACTERS]}…"
+        rows.append((f"{shown} (seed {seed})", panels))
     return Gallery(rows=rows, left_out=len(shots) - len(rows))
 
 

@@ -12,6 +12,7 @@ from stepvar_patch.experiments.report.files import read_text
 from stepvar_patch.experiments.report.model import Bars, Shot, Source
 
 _CONFIG_CHARACTERS = 20_000
+_LONGEST_MS = 1e12
 
 
 def read_run(folder: Path) -> Source:
@@ -24,7 +25,7 @@ def read_run(folder: Path) -> Source:
     if not rows:
         raise UserError(f"{folder} holds no finished image; run stepvar generate to the end first")
     made = read_png(folder / rows[0].file)[1]
-    stages = [name for name, value in rows[0].ms.items() if isinstance(value, float | int)]
+    stages = list(rows[0].ms)
     times = [median(_ms(row, stage) for row in rows) for stage in stages]
     config = folder / CONFIG
     return Source(
@@ -42,7 +43,7 @@ def read_run(folder: Path) -> Source:
             Bars(
                 title="milliseconds per image, median of the run",
                 stages=stages,
-                rows={folder.name: times},
+                rows={folder.resolve().name: times},
             ),
         ),
         shots=shots_of(folder, rows),
@@ -56,8 +57,10 @@ def _policy(made: Provenance) -> str:
 
 
 def _ms(row: ImageRow, stage: str) -> float:
+    """The time of a stage; 0 where the manifest, which is not trusted, holds something else."""
     value: Any = row.ms.get(stage)
-    return float(value) if isinstance(value, float | int) else 0.0
+    measured = isinstance(value, float | int) and 0 <= value < _LONGEST_MS
+    return float(value) if measured else 0.0
 
 
 def shots_of(folder: Path, rows: Sequence[ImageRow]) -> list[Shot]:
