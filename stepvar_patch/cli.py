@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from infinity.errors import UserError
-from stepvar_patch import cli_bench, cli_eval, cli_pruning, cli_report, cli_train
+from stepvar_patch import cli_bench, cli_eval, cli_layout, cli_pruning, cli_report, cli_train
 from stepvar_patch.terminal import (
     Interrupted,
     Json,
@@ -36,6 +36,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_train.app, name="train")
+app.add_typer(cli_layout.app, name="layout")
 app.add_typer(cli_bench.app, name="bench")
 
 
@@ -195,6 +196,7 @@ verb(app)(cli_pruning.ablate)
 verb(app)(cli_pruning.show_masks)
 verb(app)(cli_report.report)
 verb(app, "eval")(cli_eval.evaluate)
+verb(app)(cli_eval.table)
 
 
 def main(

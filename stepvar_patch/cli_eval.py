@@ -26,3 +26,27 @@ def evaluate(
     with RunProgress(talk) as progress:
         result = run(settings, progress, load_pipeline_of(context), command)
     say(result.to_json(), text(result.runs, command), as_json)
+
+
+def table(
+    context: typer.Context,
+    config: Annotated[Path, typer.Argument(help="YAML file in configs/tables/.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Make one of the paper's tables: arms drawn by turns and scored; resumable."""
+    from stepvar_patch.experiments import table as tables
+    from stepvar_patch.experiments.loading import load_config
+    from stepvar_patch.experiments.table_report import write_table
+    from stepvar_patch.experiments.table_schema import TableConfig, load_published
+    from stepvar_patch.progress import RunProgress
+
+    settings = load_config(TableConfig, config, overrides or [])
+    published = load_published(settings.published)
+    command = shlex.join(["stepvar", "table", str(config), *(overrides or [])])
+    with RunProgress(talk) as progress:
+        rows = tables.run(settings, progress, load_pipeline_of(context))
+    title = f"{config.stem}, {settings.model}"
+    text = write_table(settings.folder, title, rows, published, command)
+    summary = {"output": str(settings.folder), "rows": tables.as_json(rows)}
+    say(summary, f"{text}\n{settings.folder}", as_json)

@@ -12,6 +12,7 @@ from typing import Any
 from infinity.io.files import write_atomic
 from stepvar_patch.experiments.ablate import Row
 from stepvar_patch.experiments.generate import versions
+from stepvar_patch.experiments.tabulate import latex_table, markdown_table
 
 LAST_SCALES = 4
 """The printed tables show the bit agreement of this many last scales; CSV and JSON have all."""
@@ -100,19 +101,13 @@ def write_report(
 
 def markdown(lines: Sequence[Line], title: str, command: str) -> str:
     """The table for a README, with the command that makes it."""
-    head, *body = as_cells(lines)
-    rows = [head, ["---", *["---:"] * (len(head) - 1)], *([_pipe(c) for c in row] for row in body)]
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    return f"**{title}**, {lines[0].images} images per row: `{command}`\n\n{table}\n"
+    table = markdown_table(as_cells(lines))
+    return f"**{title}**, {lines[0].images} images per row: `{command}`\n\n{table}"
 
 
 def latex(lines: Sequence[Line], title: str) -> str:
     """The table as a LaTeX ``tabular`` that needs no package."""
-    head, *body = as_cells(lines)
-    rows = [" & ".join(map(_tex, row)) + r" \\" for row in (head, *body)]
-    rule = r"\hline"
-    lead = rf"% {title}" + "\n" + rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}"
-    return "\n".join([lead, rule, rows[0], rule, *rows[1:], rule, r"\end{tabular}"]) + "\n"
+    return latex_table(as_cells(lines), title)
 
 
 def as_cells(lines: Sequence[Line]) -> list[list[str]]:
@@ -140,25 +135,6 @@ def _speed(ratio: float | None) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
-
-
-def _pipe(text: str) -> str:
-    return text.replace("|", r"\|")
-
-
-_TEX = {
-    **{sign: rf"\{sign}" for sign in "&%$#_{}"},
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "–": "--",
-}
-
-
-def _tex(text: str) -> str:
-    return "".join(_TEX.get(sign, sign) for sign in text)
 
 
 def _csv(lines: Sequence[Line]) -> str:
