@@ -126,7 +126,8 @@ def test_without_the_model_every_cell_says_so_and_published_values_stay(
 def test_geneval_prompts_are_drawn_and_laid_out_for_the_scorer(work: Path) -> None:
     line = {"tag": "single_object", "include": [{"class": "cat", "count": 1}], "prompt": "a cat"}
     Path("g.jsonl").write_text(json.dumps(line) + "\n")
-    assert main(["table", "t.yaml", "images=1", "benchmarks.geneval=g.jsonl"]) == 0
+    arms = f"arms={{StepVAR: ['pruning={PRUNING}/stepvar_balanced.yaml']}}"
+    assert main(["table", "t.yaml", "images=1", "benchmarks.geneval=g.jsonl", arms]) == 0
     assert rows()["StepVAR"]["geneval"]["missing"].startswith("missing: files.detector (")
     samples = sorted(Path("out/tiny/stepvar-geneval/geneval/00000/samples").iterdir())
     assert [p.name for p in samples] == [f"000{k}.png" for k in range(4)]
