@@ -66,6 +66,33 @@ def test_an_evaluation_and_its_runs_are_shown(tmp_path: Path) -> None:
     assert text.count("<img") == 4
 
 
+def test_a_table_is_shown_with_the_pictures_of_its_arms(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "model")
+    (tmp_path / "p.txt").write_text("a red apple\n")
+    (tmp_path / "c.yaml").write_text(
+        f"model: {tmp_path}/model\nprompts: {tmp_path}/p.txt\noutput: unused\ndevice: cpu\n"
+    )
+    policies = REPOSITORY / "configs" / "pruning"
+    (tmp_path / "t.yaml").write_text(
+        f"model: tiny\noutput: {tmp_path}/out\n"
+        f"models: {{tiny: {{config: {tmp_path}/c.yaml, columns: [flops, psnr_db, fid]}}}}\n"
+        f"arms:\n  a half: ['pruning={policies}/stepvar_balanced.yaml']\n"
+        f"  a third: ['pruning={policies}/stepvar_fast.yaml']\n"
+    )
+    assert main(["table", str(tmp_path / "t.yaml")]) == 0
+    page = tmp_path / "page.html"
+    assert main(["report", str(tmp_path / "out" / "tiny"), "--output", str(page)]) == 0
+    text = page.read_text()
+    shown = re.findall("<figcaption>(.*?)</figcaption>", text)
+    assert [name for name in shown if name in ("dense", "a_half", "a_third")] == [
+        "dense",
+        "a_half",
+        "a_third",
+    ]
+    assert "PSNR dB ↑, against times fewer FLOPs than dense" in shown
+    assert "<td>fid</td><td>missing: files.inception" in text
+
+
 def test_runs_stand_side_by_side_and_what_is_left_out_is_said(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

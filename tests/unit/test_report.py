@@ -132,8 +132,15 @@ def test_an_evaluation_gives_points_with_intervals_and_says_what_is_missing(
     assert dense.speeds == {"flops": 1, "loop": 1, "time": 1}
     assert source.profiles[0].lines == {"pruned": (1, None, 0.5)}
     values, missing = source.tables
-    assert list(values.head) == ["run", "PSNR, dB", "flops", "speedup", "bits_last", "FD64 ↓"]
-    assert list(values.rows)[1] == ["dense", "–", "1", "–", "–", "140"]
+    assert list(values.head) == [
+        "run",
+        "PSNR dB ↑",
+        "FLOPs × ↑",
+        "speed-up × ↑",
+        "bits % ↑",
+        "FD-64 ↓",
+    ]
+    assert list(values.rows)[1] == ["dense", "–", "1.00", "–", "–", "140.0"]
     assert list(missing.rows) == [["lpips", "missing: no file"]]
 
 

@@ -8,15 +8,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from infinity.errors import UserError
-from stepvar_patch.experiments.report.model import (
-    METRICS,
-    SPEEDS,
-    Arm,
-    Bars,
-    Profile,
-    Quality,
-    Speed,
-)
+from stepvar_patch.experiments.report.model import SPEEDS, Arm, Bars, Profile, Quality, Speed
+from stepvar_patch.experiments.table_schema import COLUMNS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,6 +77,7 @@ def speed_quality(arms: Sequence[Arm], speed: Speed, metric: str) -> str | None:
         SVG, or None when fewer than two arms have both values.
     """
     series: dict[str, list[Arm]] = {}
+    column = COLUMNS[metric]
     for arm in arms:
         if speed in arm.speeds and metric in arm.quality:
             series.setdefault(arm.series, []).append(arm)
@@ -94,8 +88,8 @@ def speed_quality(arms: Sequence[Arm], speed: Speed, metric: str) -> str | None:
         for index, (name, members) in enumerate(series.items()):
             members = sorted(members, key=lambda arm: arm.speeds[speed])
             xs = [arm.speeds[speed] for arm in members]
-            ys = [arm.quality[metric].value for arm in members]
-            errors = [_reach(arm.quality[metric]) for arm in members]
+            ys = [arm.quality[metric].value * column.factor for arm in members]
+            errors = [_reach(arm.quality[metric], column.factor) for arm in members]
             colour, marker = _style(index)
             shown = list(zip(*errors, strict=True)) if any(map(any, errors)) else None
             axes.errorbar(xs, ys, shown, color=colour, marker=marker, ms=5, lw=1.2, elinewidth=0.7)
@@ -108,7 +102,7 @@ def speed_quality(arms: Sequence[Arm], speed: Speed, metric: str) -> str | None:
         axes.set_xlim(low - wider, high + wider)
         axes.locator_params(axis="x", nbins=6)
         axes.set_xlabel(SPEEDS[speed])
-        axes.set_ylabel(METRICS[metric].title)
+        axes.set_ylabel(column.title)
         _name(axes, ends)
         return svg(figure)
 
@@ -192,11 +186,11 @@ def _figure(
         yield figure, figure.subplots()
 
 
-def _reach(quality: Quality) -> tuple[float, float]:
-    """How far the interval goes below and above the value."""
+def _reach(quality: Quality, factor: float) -> tuple[float, float]:
+    """How far the shown interval goes below and above the shown value."""
     low = quality.value if quality.low is None else quality.low
     high = quality.value if quality.high is None else quality.high
-    return max(0.0, quality.value - low), max(0.0, high - quality.value)
+    return max(0.0, quality.value - low) * factor, max(0.0, high - quality.value) * factor
 
 
 def _name(axes: "Axes", ends: Mapping[str, tuple[float, float, str]]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity.errors import UserError
+from stepvar_patch.experiments.estimate import Estimate
 from stepvar_patch.experiments.report.files import fit
 from stepvar_patch.experiments.report.model import (
     METRICS,
@@ -17,6 +18,8 @@ from stepvar_patch.experiments.report.model import (
     Table,
     series_of,
 )
+from stepvar_patch.experiments.table_report import show
+from stepvar_patch.experiments.table_schema import COLUMNS
 
 _DENSE = "dense"
 _VAGUE = (_DENSE, "pruned")
@@ -29,20 +32,9 @@ _BITS = "bits_last"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One metric of one run, as ``stepvar eval`` writes it."""
-
-    value: float | None = None
-    low: float | None = None
-    high: float | None = None
-    missing: str = ""
-    per_scale: tuple[float | None, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class _File:
     command: str
-    runs: dict[str, dict[str, Measured]]
+    runs: dict[str, dict[str, Estimate]]
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -75,7 +67,7 @@ def read_evaluation(path: Path, value: dict[str, Any]) -> Source:
     )
 
 
-def arm(name: str, found: Mapping[str, Measured], title: str) -> Arm:
+def arm(name: str, found: Mapping[str, Estimate], title: str) -> Arm:
     """A run as a point of the charts; the dense one is at 1 by definition."""
     speeds: dict[Speed, float] = {}
     for speed, metric in _SPEEDS.items():
@@ -92,26 +84,36 @@ def arm(name: str, found: Mapping[str, Measured], title: str) -> Arm:
     return Arm(label=shown, series=series, point=point, speeds=speeds, quality=quality)
 
 
-def measured_tables(runs: Mapping[str, Mapping[str, Measured]]) -> list[Table]:
+def measured_tables(runs: Mapping[str, Mapping[str, Estimate]]) -> list[Table]:
     """All values, a run per row, and why some are missing."""
     names = dict.fromkeys(name for found in runs.values() for name in found)
     shown = [n for n in names if any(n in f and f[n].value is not None for f in runs.values())]
-    rows = [[run, *(_cell(found.get(n, Measured())) for n in shown)] for run, found in runs.items()]
-    head = ["run", *(METRICS[n].title if n in METRICS else n for n in shown)]
+    rows = [[run, *(_cell(n, found.get(n)) for n in shown)] for run, found in runs.items()]
+    head = ["run", *map(title_of, shown)]
     reasons: dict[str, list[str]] = {}
     for name in names:
         if name not in shown:
             told = next(found[name].missing for found in runs.values() if name in found)
             reasons.setdefault(told, []).append(name)
-    tables = [Table(title="values with their intervals", head=head, rows=rows)]
+    tables = [
+        Table(
+            title="± half the 95 % interval; of times and speed-ups, half the quartiles' distance",
+            head=head,
+            rows=rows,
+        )
+    ]
     if reasons:
         absent = [[", ".join(metrics), told] for told, metrics in reasons.items()]
         tables.append(Table(title="not computed", head=("metrics", "why"), rows=absent, prose=True))
     return tables
 
 
-def _cell(m: Measured) -> str:
-    if m.value is None:
+def title_of(metric: str) -> str:
+    """What a column is called."""
+    return COLUMNS[metric].title if metric in COLUMNS else metric
+
+
+def _cell(name: str, estimate: Estimate | None) -> str:
+    if estimate is None or estimate.value is None:
         return "–"
-    interval = "" if m.low is None or m.high is None else f" [{m.low:.4g}, {m.high:.4g}]"
-    return f"{m.value:.4g}{interval}"
+    return show(name, estimate) if name in COLUMNS else f"{estimate.value:.4g}"

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from infinity.errors import UserError
-from stepvar_patch.experiments.report.evaluation import Measured, arm, measured_tables
+from stepvar_patch.experiments.estimate import Estimate
+from stepvar_patch.experiments.report.evaluation import arm, measured_tables, title_of
 from stepvar_patch.experiments.report.files import fit
-from stepvar_patch.experiments.report.model import METRICS, Source, Table
+from stepvar_patch.experiments.report.model import Source, Table
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     label: str
     images: int
-    cells: dict[str, Measured]
+    cells: dict[str, Estimate]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ def _published(rows: tuple[_Published, ...]) -> Table:
     names = dict.fromkeys(name for row in rows for name in row.values)
     return Table(
         title="published, by others' programs on others' machines",
-        head=("method", "model", "hardware", *map(_title, names), "source"),
+        head=("method", "model", "hardware", *map(title_of, names), "source"),
         rows=[
             [
                 *(row.method, row.model, row.hardware or "–"),
@@ -79,7 +80,3 @@ def _published(rows: tuple[_Published, ...]) -> Table:
             for row in rows
         ],
     )
-
-
-def _title(name: str) -> str:
-    return METRICS[name].title if name in METRICS else name

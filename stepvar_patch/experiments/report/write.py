@@ -15,6 +15,7 @@ from stepvar_patch.experiments.report import charts
 from stepvar_patch.experiments.report.gallery import gallery
 from stepvar_patch.experiments.report.model import METRICS, SPEEDS, Arm, Bars, Source
 from stepvar_patch.experiments.report.read import read_source
+from stepvar_patch.experiments.table_schema import COLUMNS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +100,12 @@ def _times(sources: Sequence[Source]) -> list[Chart]:
 def _speed_quality(arms: Sequence[Arm], prefix: str) -> list[Chart]:
     """Every quality against both speed-ups, as far as the arms have them."""
     found = []
-    for metric, shown in METRICS.items():
-        for speed in shown.speeds:
+    for metric, speeds in METRICS.items():
+        for speed in speeds:
             svg = charts.speed_quality(arms, speed, metric)
             if svg is not None:
                 name = f"{prefix}{metric.removesuffix('_db')}-{speed}"
-                caption = f"{shown.title} against {SPEEDS[speed]} than dense"
+                caption = f"{COLUMNS[metric].title}, against {SPEEDS[speed]} than dense"
                 found.append(Chart(name=name, caption=caption, svg=Markup(svg)))
     return found
 
