@@ -83,6 +83,7 @@ class InfinityPipeline:
         text_encoder: str | Path | None = None,
         device: str | None = None,
         dtype: str | None = None,
+        encoder: TextEncoder | None = None,
     ) -> "InfinityPipeline":
         """The model at ``path``.
 
@@ -93,6 +94,7 @@ class InfinityPipeline:
             text_encoder: folder of the text encoder; None takes the one in the model directory.
             device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
             dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU, float32 on a CPU.
+            encoder: used in place of the one in ``text_encoder``, which is then not read.
 
         Raises:
             UserError: a file is missing, corrupt or of another model; no such device or dtype.
@@ -101,7 +103,8 @@ class InfinityPipeline:
         where = resolve_device(device)
         precision = resolve_dtype(dtype, where)
         config, states, identity = open_model(path, tokenizer)
-        folder = Path(text_encoder) if text_encoder else own_text_encoder(path, config)
+        if encoder is None:
+            folder = Path(text_encoder) if text_encoder else own_text_encoder(path, config)
         with torch.device("meta"):
             transformer = InfinityTransformer(config.transformer)
             autoencoder = BSQTokenizer(config.tokenizer)
@@ -110,7 +113,8 @@ class InfinityPipeline:
         load_into(autoencoder, states["tokenizer"], context=str(tokenizer or path), device=where)
         for module in (transformer, autoencoder):
             module.eval().requires_grad_(False)
-        encoder = load_text_encoder(config.text_encoder, folder, where, precision)
+        if encoder is None:
+            encoder = load_text_encoder(config.text_encoder, folder, where, precision)
         logger.info("loaded %s on %s in %s", config.name, where, precision)
         return cls(
             config=config,

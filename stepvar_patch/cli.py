@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -164,10 +164,13 @@ def doctor(
         str | None,
         typer.Option(help="Preset that stands in for the model's files, e.g. infinity-2b."),
     ] = None,
+    card_gib: Annotated[
+        float | None, typer.Option(help="Memory of a card that is not here, in GiB.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Print what this machine offers; check a config and tell its cost without reading weights."""
-    from stepvar_patch.doctor import environment
+    from stepvar_patch.doctor import card_bytes, environment
 
     report: dict[str, Any] = dict(environment())
     plan = ""
@@ -177,6 +180,7 @@ def doctor(
         from stepvar_patch.experiments.loading import load_config
         from stepvar_patch.experiments.plan import check
         from stepvar_patch.experiments.schema import GenerateConfig
+        from stepvar_patch.experiments.sparing import advise
 
         if shape is not None and shape not in PRESETS:
             raise UserError(f"--shape {shape} is unknown; allowed: {', '.join(PRESETS)}")
@@ -184,11 +188,17 @@ def doctor(
         checked = check(settings, PRESETS[shape] if shape else None)
         report["config"] = f"{config}: valid, {checked.images} images"
         cost = dry_run(settings, checked.model, checked.device.partition(":")[0])
+        total = card_bytes(checked.device) if card_gib is None else int(card_gib * 2**30)
+        if card_gib is not None and checked.device == "cpu":
+            checked = replace(checked, device="cuda", dtype=settings.dtype or "bfloat16")
+        needs = advise(settings, checked, total)
+        report["memory"] = needs["advice"]
         plan = f"\n\n{as_text(cost)}"
     width = max(map(len, report))
     text = "\n".join(f"{key:{width}}  {value}" for key, value in report.items())
     if plan:
         report["plan"] = cost.to_json()
+        report["memory"] = needs
     say(report, text + plan, as_json)
 
 

@@ -40,6 +40,15 @@ def environment() -> dict[str, str]:
     return report
 
 
+def card_bytes(device: str) -> int | None:
+    """Memory of a GPU, ``cuda`` or ``cuda:N``; None for the CPU."""
+    import torch
+
+    if device == "cpu":
+        return None
+    return int(torch.cuda.get_device_properties(torch.device(device)).total_memory)
+
+
 def _version(name: str) -> str:
     try:
         return version(name)

@@ -212,7 +212,8 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> 
     settings = asdict(cell.config)
     for name in ("output", "prompts", "preview", "contact_sheet", "batch_size", "device"):
         del settings[name]
-    del settings["images_per_prompt"], settings["seed"], settings["negative_prompt"]
+    for name in ("images_per_prompt", "seed", "negative_prompt", "memory", "text_cache"):
+        del settings[name]
     what = {
         **settings,
         "label": cell.label,

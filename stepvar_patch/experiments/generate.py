@@ -1,5 +1,6 @@
 """One generation run: prompt rows in, finished images and their manifest out; always resumable."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ from stepvar_patch.experiments.maker import Maker, settings_of, versions
 from stepvar_patch.experiments.plan import check, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import FREE_ON_RESUME, GenerateConfig
+from stepvar_patch.experiments.sparing import TEXT_CACHE, choose_memory, load_for_run
 
 __all__ = ["LoadPipeline", "Progress", "RunSummary", "run", "settings_of", "versions"]
 
@@ -73,7 +75,13 @@ def run(
     start = time.perf_counter()
     ranks = ranks or ranks_from_environment()
     checked = check(config)
-    resolved = {**asdict(config), "device": checked.device, "dtype": checked.dtype}
+    memory = choose_memory(config, checked)
+    resolved = {
+        **asdict(config),
+        "device": checked.device,
+        "dtype": checked.dtype,
+        "memory": memory,
+    }
     with RunFolder(Path(config.output), resolved, fixed_on_resume, ranks) as folder:
         resumed = count_finished(folder, config)
         if checked.digest is not None:
@@ -81,20 +89,17 @@ def run(
         if ranks.rank == 0:
             progress.start(checked.images, resumed)
         if resumed < checked.images:
-            pipeline = load_pipeline(
-                config.model,
-                tokenizer=config.tokenizer,
-                text_encoder=config.text_encoder,
-                device=_own_device(checked.device, ranks),
-                dtype=checked.dtype,
-            )
+            device = _own_device(checked.device, ranks)
+            pipeline = load_for_run(config, checked, folder, device, ranks, memory, load_pipeline)
             check_weights(folder, config, pipeline.digest)
             policy = resolve_pruning(config, pipeline.config)
             maker = Maker(config, folder, pipeline, checked.dtype, policy)
             _draw_all(maker, checked.images, progress if ranks.rank == 0 else None)
         last = folder.merge(job.file for job in jobs(config))
-        if last and config.contact_sheet:
-            _write_contact_sheet(folder, config)
+        if last:
+            shutil.rmtree(folder.path / TEXT_CACHE, ignore_errors=True)
+            if config.contact_sheet:
+                _write_contact_sheet(folder, config)
     seconds = time.perf_counter() - start
     return RunSummary(
         output=config.output, images=checked.images - resumed, resumed=resumed, seconds=seconds
@@ -137,6 +142,7 @@ def fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
     fixed["device"] = str(config.get("device")).partition(":")[0]
     if fixed["device"] == "cpu":
         fixed.pop("batch_size", None)
+    fixed.setdefault("memory", "auto")
     return fixed
 
 

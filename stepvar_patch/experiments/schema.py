@@ -71,6 +71,10 @@ class GenerateConfig(ImageSettings):
         negative_prompt: for rows that have none.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``None`` takes a GPU if there is one.
         dtype: ``None`` is bfloat16 on a GPU and float32 on the CPU.
+        memory: ``low`` encodes all prompts first, frees the encoder and decodes in bands; ``auto``
+            does so when the GPU is too small for everything at once.
+        text_cache: folder of the text features of ``low``; ``None`` is in the output folder, and
+            cleared at the end.
         preview: write ``<image>.preview.png``, the image after each scale.
         contact_sheet: write ``contact_sheet.png``, thumbnails of the first images.
     """
@@ -86,6 +90,8 @@ class GenerateConfig(ImageSettings):
     negative_prompt: str | None = None
     device: Device | None = None
     dtype: Dtype | None = None
+    memory: Literal["auto", "low"] = "auto"
+    text_cache: FilePath | None = None
     preview: bool = False
     contact_sheet: bool = True
 
@@ -93,7 +99,7 @@ class GenerateConfig(ImageSettings):
 FREE_ON_RESUME = frozenset(
     [
         *("model", "tokenizer", "text_encoder", "prompts", "output"),
-        *("images_per_prompt", "contact_sheet"),
+        *("images_per_prompt", "text_cache", "contact_sheet"),
     ]
 )
 """Fields of `GenerateConfig` that may differ when a run is resumed: they change no finished image,

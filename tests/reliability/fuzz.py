@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import random
-import resource
 import signal
 import sys
 import tempfile
@@ -23,6 +22,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
+
+from resident import peak_mib, resident_mib, restart_peak
 
 from infinity.errors import UserError
 
@@ -281,7 +284,8 @@ def run(inputs: int, seed: int, keep: Path, only: str | None = None) -> dict[str
     signal.signal(signal.SIGALRM, _too_slow)
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", 2) else None) as name:
         targets = Targets(Path(name))
-        before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+        restart_peak()
+        before_mib = resident_mib()
         for target, share in shares.items():
             parse: Target = getattr(targets, target)
             corpus = seeds(target, Path(name))
@@ -298,7 +302,7 @@ def run(inputs: int, seed: int, keep: Path, only: str | None = None) -> dict[str
                         raise SystemExit("\n".join(failures))
                 if len(corpus) < 2000 and number % 50 == 0:
                     corpus.append(data)
-    grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10) - before_mib
+    grown = round(peak_mib() - before_mib)
     if grown > GROWTH_MIB:
         failures.append(f"memory grew by {grown} MiB")
     return {

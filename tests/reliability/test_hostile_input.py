@@ -1,17 +1,18 @@
 """Input made to hurt: one sentence, at once, in little memory."""
 
 import json
-import resource
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import fake_pipeline
 import fuzz
 import pytest
 from fake_pipeline import FakePipeline
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from resident import peak_mib, resident_mib, restart_peak
 
 from infinity.errors import UserError
 from infinity.io.rows import parse_row
@@ -110,10 +111,6 @@ def test_any_line_is_a_row_or_nothing(line: bytes) -> None:
     assert parse_row(line + b"\n") is None
 
 
-def used_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
 @pytest.mark.parametrize("suffix", ["txt", "jsonl", "csv"])
 def test_a_line_of_two_gigabytes_costs_nothing(tmp_path: Path, suffix: str) -> None:
     from infinity.io.prompts import read_prompts
@@ -121,11 +118,12 @@ def test_a_line_of_two_gigabytes_costs_nothing(tmp_path: Path, suffix: str) -> N
     path = tmp_path / f"p.{suffix}"
     with path.open("wb") as file:
         file.truncate(2 << 30)
-    before, begun = used_mib(), time.monotonic()
+    restart_peak()
+    before, begun = resident_mib(), time.monotonic()
     with pytest.raises(UserError, match=r":1: the line is longer than 65536 bytes"):
         list(read_prompts(path))
     assert time.monotonic() - begun < 1
-    assert used_mib() - before < 8
+    assert peak_mib() - before < 8
 
 
 def test_a_manifest_line_of_two_gigabytes_is_skipped_in_little_memory(tmp_path: Path) -> None:
@@ -134,9 +132,10 @@ def test_a_manifest_line_of_two_gigabytes_is_skipped_in_little_memory(tmp_path: 
     path = tmp_path / "run.jsonl"
     with path.open("wb") as file:
         file.truncate(2 << 30)
-    before = used_mib()
+    restart_peak()
+    before = resident_mib()
     assert list(manifest_rows(path)) == [None]
-    assert used_mib() - before < 16
+    assert peak_mib() - before < 16
 
 
 @pytest.mark.parametrize("rows", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
@@ -146,13 +145,15 @@ def test_prompts_stream_in_constant_memory(tmp_path: Path, rows: int) -> None:
         for i in range(rows):
             file.write(f'{{"id": "{i * 7919 % rows:07d}", "prompt": "a red apple {i}"}}\n')
     code = (
-        "import resource, sys; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
+        "sys.path.insert(0, sys.argv[2]); from resident import peak_mib, resident_mib\n"
         "from infinity.io.prompts import read_prompts\n"
-        "used = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
-        "rows = read_prompts(Path(sys.argv[1])); next(rows); before = used()\n"
-        "print(1 + sum(1 for _ in rows), used() - before)"
+        "rows = read_prompts(Path(sys.argv[1])); next(rows); before = resident_mib()\n"
+        "print(1 + sum(1 for _ in rows), peak_mib() - before)"
     )
-    ended = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=True)
+    helpers = Path(fake_pipeline.__file__).parent
+    command = [sys.executable, "-c", code, path, helpers]
+    ended = subprocess.run(command, capture_output=True, check=True)
     count, grown_mib = ended.stdout.split()
     assert int(count) == rows
     assert float(grown_mib) < 16

@@ -1,0 +1,164 @@
+"""How much device memory a generation call will need, told from shapes alone.
+
+The allocator's peak, as ``torch.cuda.max_memory_allocated`` reports it. A GPU's context, about half
+a GiB, and what the allocator keeps in reserve come on top (:data:`OVERHEAD_BYTES`,
+:data:`RESERVE`).
+"""
+
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Literal
+
+import torch
+from torch import nn
+
+from infinity.config import ModelConfig, TextEncoderConfig
+from infinity.schedule import ScaleSchedule
+from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.tokenizer.banded import BAND_VALUES
+from infinity.transformer.model import InfinityTransformer
+
+Memory = Literal["auto", "low"]
+
+OVERHEAD_BYTES = 600 << 20
+RESERVE = 1.06
+
+_WORK_BYTES = {torch.bfloat16: 45, torch.float32: 66}
+"""Per token and channel of the largest scale: residual stream and input in fp32, the normalised
+copy, queries and keys on their way through normalisation and rotation. Counted by following every
+tensor of a call (``tests/unit/test_memory.py`` holds it to that)."""
+
+_TEXT_WORK_BYTES = 64 << 20
+"""A text encoder's activations for one prompt, generously."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryNeed:
+    """Bytes on the device, part by part.
+
+    Attributes:
+        transformer: weights.
+        tokenizer: weights.
+        text_encoder: weights; on the device only while it encodes with ``low``.
+        cache: keys and values of all layers.
+        work: the rest of the largest scale.
+        decode: the decoder's maps, one picture at a time.
+        decode_banded: likewise, in bands.
+    """
+
+    transformer: int
+    tokenizer: int
+    text_encoder: int
+    cache: int
+    work: int
+    decode: int
+    decode_banded: int
+
+    def peak(self, memory: Memory) -> int:
+        """Most bytes at once."""
+        weights = self.transformer + self.tokenizer
+        scales = self.cache + self.work
+        if memory == "low":
+            encoding = self.text_encoder + _TEXT_WORK_BYTES
+            return max(encoding, weights + max(scales, self.decode_banded))
+        return weights + self.text_encoder + max(scales, self.decode)
+
+    def fits(self, memory: Memory, total_bytes: int) -> bool:
+        """Whether a device with ``total_bytes`` can do it."""
+        return RESERVE * self.peak(memory) + OVERHEAD_BYTES <= total_bytes
+
+    def to_json(self) -> dict[str, int]:
+        """Parts and peaks as JSON values."""
+        return {**asdict(self), "peak_auto": self.peak("auto"), "peak_low": self.peak("low")}
+
+
+def memory_need(
+    config: ModelConfig,
+    schedule: ScaleSchedule,
+    *,
+    images: int,
+    guided: bool,
+    dtype: torch.dtype,
+    cached_tokens: tuple[int, ...] | None = None,
+    text_encoder_bytes: int | None = None,
+) -> MemoryNeed:
+    """What a call needs on the device.
+
+    Args:
+        config: of the model.
+        schedule: of the pictures.
+        images: drawn at once.
+        guided: whether there are unconditional rows.
+        dtype: compute dtype.
+        cached_tokens: a pruning policy's bound per scale; None is every token.
+        text_encoder_bytes: of its weights; None takes those of the family's encoder.
+    """
+    model = config.transformer
+    tokens = schedule.tokens_per_scale
+    cached = sum((cached_tokens or tokens)[:-1])
+    rows = images * (2 if guided else 1)
+    element = dtype.itemsize
+    height, width = schedule.latent_grids(model.patchify)[-1]
+    encoder = text_encoder_bytes
+    return MemoryNeed(
+        transformer=_transformer_bytes(config, dtype),
+        tokenizer=_tokenizer_bytes(config),
+        text_encoder=_encoder_bytes(config.text_encoder, dtype) if encoder is None else encoder,
+        cache=2 * rows * cached * model.width * element * model.depth,
+        work=_WORK_BYTES[dtype] * rows * max(tokens) * model.width,
+        decode=_decode_bytes(config, height * width, element, banded=False),
+        decode_banded=_decode_bytes(config, height * width, element, banded=True),
+    )
+
+
+def _decode_bytes(config: ModelConfig, cells: int, element: int, *, banded: bool) -> int:
+    """The decoder's largest step: a normalised map in fp32 beside its input and its output."""
+    shape = config.tokenizer
+    widths = [shape.channels * m for m in shape.channel_multipliers]
+    worst = 0
+    for level in range(len(widths)):
+        pixels = cells * 4 ** (shape.downsamplings - level if level <= shape.downsamplings else 0)
+        wide, narrow = widths[min(level + 1, len(widths) - 1)], widths[level]
+        maps = pixels * (wide + 2 * narrow) * element
+        if banded:
+            work = 4 * 4 * min(BAND_VALUES, pixels * wide)
+        else:
+            work = max(pixels * wide * 2 * 4 - pixels * narrow * 2 * element, 0)
+        worst = max(worst, maps + work)
+    return worst
+
+
+@lru_cache(maxsize=8)
+def _transformer_bytes(config: ModelConfig, dtype: torch.dtype) -> int:
+    with torch.device("meta"):
+        return _bytes(InfinityTransformer(config.transformer).set_compute_dtype(dtype))
+
+
+@lru_cache(maxsize=8)
+def _tokenizer_bytes(config: ModelConfig) -> int:
+    with torch.device("meta"):
+        return _bytes(BSQTokenizer(config.tokenizer))
+
+
+@lru_cache(maxsize=8)
+def _encoder_bytes(config: TextEncoderConfig, dtype: torch.dtype) -> int:
+    """Of flan-T5-XL's encoder, or of MiniLM, which computes in fp32."""
+    if config.kind == "minilm":
+        return 22_600_000 * 4
+    from transformers import T5Config, T5EncoderModel
+
+    shape = T5Config(
+        d_model=config.width,
+        d_ff=5120,
+        d_kv=64,
+        num_heads=32,
+        num_layers=24,
+        vocab_size=32_128,
+        feed_forward_proj="gated-gelu",
+    )
+    with torch.device("meta"):
+        return sum(p.numel() for p in T5EncoderModel(shape).parameters()) * dtype.itemsize
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(value.nbytes for value in module.state_dict().values())
