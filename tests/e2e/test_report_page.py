@@ -113,7 +113,7 @@ def test_runs_stand_side_by_side_and_what_is_left_out_is_said(
     ("text", "told"),
     [
         ("{", "is not valid JSON"),
-        ('{"cells": 3, "command": "c", "title": "t"}', "cells: must be a valid tuple, not '3'"),
+        ('{"cells": 3, "command": "c", "title": "t"}', "cells: must be a list, not '3'"),
         ("{}", "is no result that a report knows"),
     ],
 )

@@ -96,7 +96,7 @@ def test_a_benchmark_gives_speeds_stages_and_scales(tmp_path: Path) -> None:
     [
         ([row("a", 1, error="x")], "none has times"),
         ([row("a", 1, batch_size=0)], "batch_size must be at least 1"),
-        ([row("a", 1, grids=7)], "rows.0.grids: must be"),
+        ([row("a", 1, grids=7)], "rows.0.grids: must be a list"),
     ],
 )
 def test_a_benchmark_that_says_nothing_is_refused(
@@ -203,9 +203,15 @@ def test_every_committed_result_can_be_shown(path: Path) -> None:
         ('{"a": 1' + 400 * "0" + "}", "is too large to be a figure"),
         ('{"a": 1}', "is no result that a report knows"),
         ('{"cells": [], "command": "c", "title": "t"}', "cells is empty"),
-        ('{"cells": [{"cell": 1}], "command": "c", "title": "t"}', "cells.0.cell: must be"),
+        (
+            '{"cells": [{"cell": 1}], "command": "c", "title": "t"}',
+            "cells.0.cell: must be a string, not '1'",
+        ),
         ('{"runs": {}, "command": "c"}', "runs is empty"),
-        ('{"runs": {"a": {"psnr_db": 3}}, "command": "c"}', "runs.a.psnr_db: must be"),
+        (
+            '{"runs": {"a": {"psnr_db": 3}}, "command": "c"}',
+            "runs.a.psnr_db: must be an object, not '3'",
+        ),
         ('{"what": "w", "command": "c", "environment": 3}', "environment must be an object"),
         ('{"what": "w", "command": "c", "a":' + 9 * '{"a":' + "1" + 10 * "}", "nested too deeply"),
     ],

@@ -1,6 +1,7 @@
 """Files of results, which are not trusted: read whole, checked, told in one sentence when wrong."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
@@ -10,6 +11,13 @@ from infinity.errors import UserError
 
 T = TypeVar("T")
 MAX_BYTES = 64 * 2**20
+_PLAIN = (
+    (r"a dictionary or an instance of \w+|a valid dictionary", "an object"),
+    (r"a valid tuple", "a list"),
+    (r"a valid integer", "an integer"),
+    (r"a valid ", "a "),
+    (r"Field required", "is required"),
+)
 _LARGEST = 1e30
 """Beyond it nothing was measured, and charts and quotients run over."""
 
@@ -58,7 +66,9 @@ def fit(schema: type[T], value: object, path: Path) -> T:
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"]))
-        message = first["msg"].replace("Input should be", "must be").lower()
+        message = first["msg"].replace("Input should be", "must be")
+        for pattern, plain in _PLAIN:
+            message = re.sub(pattern, plain, message)
         given = "" if first["type"] == "missing" else f", not {str(first['input'])[:60]!r}"
         raise UserError(f"{path}: {where}: {message}{given}") from error
 
