@@ -68,12 +68,16 @@ def text_encoder_folder(folder: Path) -> Path | None:
     """The text encoder that a model directory ships, its files verified; None if it has none.
 
     Raises:
-        UserError: one of its files is missing or damaged.
+        UserError: one of its files is missing or damaged, or leads out of the folder.
     """
     names = [n for n, entry in listed_files(folder).items() if entry["component"] == TEXT_ENCODER]
     for name in names:
         verified(folder, name)
-    return folder / TEXT_ENCODER if names else None
+    inside = folder / TEXT_ENCODER
+    for path in inside.iterdir() if names else ():
+        if not path.resolve().is_relative_to(folder.resolve()):
+            raise UserError(f"{path}: leads out of the model directory")
+    return inside if names else None
 
 
 def digest(path: Path) -> str:

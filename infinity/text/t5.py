@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
+from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
 from infinity.text.base import TextFeatures
 
@@ -44,7 +46,8 @@ class T5Encoder:
             dtype: of its weights; transformers keeps the FFN outputs of a float16 T5 in float32.
 
         Raises:
-            UserError: the folder is missing or does not hold such a checkpoint.
+            UserError: the folder is missing or does not hold such a checkpoint, or its weights are
+                not finite.
         """
         from transformers import AutoTokenizer, T5EncoderModel
 
@@ -55,12 +58,15 @@ class T5Encoder:
                 "but it has no config.json"
             )
         try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = T5EncoderModel.from_pretrained(folder, local_files_only=True, dtype=dtype)
-        except (OSError, ValueError) as error:
-            reason = str(error).splitlines()[0]
+            local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+            tokenizer = AutoTokenizer.from_pretrained(folder, **local)
+            model = T5EncoderModel.from_pretrained(folder, dtype=dtype, **local)
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"text encoder folder {folder} cannot be loaded: {reason}") from error
         model.eval().requires_grad_(False).to(device)
+        broken = [name for name, value in model.named_parameters() if not is_finite(value)]
+        refuse_broken(broken, str(folder))
         return cls(model, tokenizer, max_tokens=max_tokens)
 
     @torch.inference_mode()

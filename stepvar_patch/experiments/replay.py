@@ -65,10 +65,21 @@ def replay(
     used_device, dtype = resolve_device(device or target.device, target.dtype)
     named = provenance.model
     weights = model or named["path"]
+    used = {
+        "model": weights,
+        "tokenizer": tokenizer or (None if model else named.get("tokenizer")),
+        "text_encoder": text_encoder or named.get("text_encoder"),
+    }
+    for name, place in used.items():
+        if place is not None and not _is_file_or_folder(place):
+            raise UserError(
+                f"{name}: {place!r} is neither a file nor a folder; name it with "
+                f"--{name.replace('_', '-')}"
+            )
     pipeline = load_pipeline(
         weights,
-        tokenizer=tokenizer or (None if model else named.get("tokenizer")),
-        text_encoder=text_encoder or named.get("text_encoder"),
+        tokenizer=used["tokenizer"],
+        text_encoder=used["text_encoder"],
         device=used_device,
         dtype=dtype,
     )
@@ -97,6 +108,15 @@ def replay(
     if used_device.partition(":")[0] != target.device:
         changed["device"] = f"{target.device} → {used_device}"
     return _compare(np.asarray(image), np.asarray(again.convert(image.mode)), changed)
+
+
+def _is_file_or_folder(place: object) -> bool:
+    """Not a device, a pipe or nothing: the image that names it is not trusted."""
+    return (
+        isinstance(place, str)
+        and "\0" not in place
+        and (Path(place).is_file() or Path(place).is_dir())
+    )
 
 
 def _settings(path: Path, provenance: Provenance) -> tuple[ImageSettings, ReplayTarget]:
