@@ -15,6 +15,7 @@ from stepvar_patch.experiments.maker import Maker
 from stepvar_patch.experiments.plan import CheckedRun, ImageJob, check, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
+from stepvar_patch.experiments.scorers.timing import count_flops
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,9 @@ def draw_arms(
                 arm.label: _maker(arm, folders[arm.label], pipeline, dtype) for arm in members
             }
             _draw_by_turns(makers, todo, progress, warm=device.startswith("cuda"))
+            for arm in members:
+                if (policy := makers[arm.label].policy) is not None:
+                    count_flops(pipeline, todo[arm.label][0], arm.config, policy, arm.folder)
         for arm in arms:
             folders[arm.label].merge(job.file for job in todo[arm.label])
         return [

@@ -131,7 +131,10 @@ def _drawn(
         found = evaluate(pictures, None if pictures is dense else dense, scoring)
         checked = check(arm.config)
         kind = checked.device.partition(":")[0]
-        runs[arm.label] = {**found, "flops": flop_estimate(arm.config, checked.model, kind)}
+        runs[arm.label] = {
+            **found,
+            "flops": flop_estimate(arm.config, checked.model, kind, arm.folder),
+        }
     return runs
 
 

@@ -81,7 +81,7 @@ def run(
             found |= {name: _same(found) for name in ("speedup", "loop_speedup", "flops")}
         else:
             shapes = check(arm.config).model
-            found["flops"] = flop_estimate(arm.config, shapes, device.partition(":")[0])
+            found["flops"] = flop_estimate(arm.config, shapes, device.partition(":")[0], arm.folder)
         found |= extra[arm.label]
         cells_of = {name: found[name] for name in columns}
         rows.append(TableRow(label=arm.label, images=len(pictures.rows), cells=cells_of))

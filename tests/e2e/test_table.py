@@ -79,7 +79,7 @@ def test_a_table_has_a_row_per_arm_and_says_why_a_cell_is_empty(
     assert found["dense"]["psnr_db"]["missing"] == "missing: no dense run to compare with"
     assert found["StepVAR"]["flops"]["value"] > 1
     assert found["StepVAR"]["psnr_db"]["n"] == 2
-    assert "decides while it draws" in found["LD-Pruning"]["flops"]["missing"]
+    assert found["LD-Pruning"]["flops"]["value"] > 1
     assert found["StepVAR"]["fid"]["missing"].startswith("missing: files.inception (models/")
     assert found["StepVAR"]["geneval"]["missing"].startswith("missing: benchmarks.geneval (data/")
     assert "| StepVAR |" in shown

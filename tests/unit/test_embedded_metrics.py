@@ -15,7 +15,12 @@ from infinity.training.data.parse import CaptionParser
 from stepvar_patch.experiments.metrics import embedded, reference
 from stepvar_patch.experiments.metrics.background_colour import background_colours
 from stepvar_patch.experiments.metrics.embedded import evaluate, held_out_captions, score_images
-from stepvar_patch.experiments.metrics.frechet import fit_pca, frechet_distance, gaussian
+from stepvar_patch.experiments.metrics.frechet import (
+    few_frechet_distance,
+    fit_pca,
+    frechet_distance,
+    gaussian,
+)
 from stepvar_patch.experiments.metrics.icon_features import IconFeatures
 from stepvar_patch.experiments.metrics.kernel_distance import kernel_distance
 from stepvar_patch.experiments.metrics.name_rank import name_ranks
@@ -112,6 +117,13 @@ def test_frechet_distance_of_diagonal_gaussians_has_its_closed_form() -> None:
     cov_a, cov_b = torch.diag(torch.tensor([4.0, 1.0])), torch.diag(torch.tensor([1.0, 9.0]))
     assert frechet_distance(mean_a, cov_a, mean_b, cov_b) == pytest.approx(4 + 1 + 4)
     assert frechet_distance(mean_a, cov_a, mean_a, cov_a) == pytest.approx(0, abs=1e-9)
+
+
+def test_few_rows_have_the_same_frechet_distance_through_small_matrices() -> None:
+    torch.manual_seed(0)
+    x, other = torch.randn(7, 12).double(), gaussian(torch.randn(40, 12).double() + 0.3)
+    expected = frechet_distance(*gaussian(x), *other)
+    assert few_frechet_distance(x, *other) == pytest.approx(expected, rel=1e-6)
 
 
 def test_pca_finds_the_strongest_direction() -> None:

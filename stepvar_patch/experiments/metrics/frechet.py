@@ -35,6 +35,21 @@ def frechet_distance(
     return float((mean_a.double() - mean_b.double()).square().sum() + trace)
 
 
+def few_frechet_distance(
+    x: Float[Tensor, "n k"], mean: Float[Tensor, " k"], covariance: Float[Tensor, "k k"]
+) -> float:
+    """`frechet_distance` of the rows' Gaussian to another one, through n × n matrices.
+
+    With fewer rows than dimensions the rows' covariance is ``CᵀC``, and ``CᵀCΣ`` has the nonzero
+    eigenvalues of ``CΣCᵀ``.
+    """
+    centre = x.double().mean(0)
+    c = (x.double() - centre) / (len(x) - 1) ** 0.5
+    values = torch.linalg.eigvalsh(c @ covariance.double() @ c.T).clamp_min(0)
+    trace = c.square().sum() + covariance.double().trace() - 2 * values.sqrt().sum()
+    return float((centre - mean.double()).square().sum() + trace)
+
+
 def gaussian(x: Float[Tensor, "n k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
     """Mean and covariance of the rows."""
     return x.mean(0), torch.cov(x.T)

@@ -52,7 +52,9 @@ class ImageReward:
 
     def __init__(self, checkpoint: str | Path, tokenizer: str | Path, device: str) -> None:
         state = read_tensors(checkpoint)
-        self._vision, self._text, self._head = build(state, checkpoint)
+        self._vision, self._text, self._head = build(
+            state, checkpoint, vision_heads=_VISION_HEADS, text_heads=_TEXT_HEADS
+        )
         for module in (self._vision, self._text, self._head):
             module.to(device).eval().requires_grad_(False)
         self._tokenizer, self._device = load_tokenizer(tokenizer), device
@@ -87,8 +89,8 @@ def build(
     state: Mapping[str, Tensor],
     path: str | Path,
     *,
-    vision_heads: int = _VISION_HEADS,
-    text_heads: int = _TEXT_HEADS,
+    vision_heads: int,
+    text_heads: int,
 ) -> tuple[Any, Any, nn.Sequential]:
     """Vision tower, text tower and head with the checkpoint's weights.
 

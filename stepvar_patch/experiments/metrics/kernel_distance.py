@@ -60,5 +60,6 @@ def resampled_kernel_distances(
     counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
     w = torch.from_numpy(counts).to(x)
     pairs = n * n - w.square().sum(1)
-    found = ((w @ within) * w).sum(1) / pairs + constant - 2 * (w @ across) / n
+    some = pairs > 0  # a resample of one row alone has no pair
+    found = (((w @ within) * w).sum(1) / pairs + constant - 2 * (w @ across) / n)[some]
     return value, found.tolist()

@@ -16,7 +16,11 @@ from torch import Tensor
 
 from infinity.errors import UserError
 from stepvar_patch.experiments.estimate import Bootstrap, Estimate, around
-from stepvar_patch.experiments.metrics.frechet import frechet_distance, gaussian
+from stepvar_patch.experiments.metrics.frechet import (
+    few_frechet_distance,
+    frechet_distance,
+    gaussian,
+)
 from stepvar_patch.experiments.metrics.inception import SIDE_PX
 from stepvar_patch.experiments.metrics.kernel_distance import resampled_kernel_distances
 from stepvar_patch.experiments.pictures import read_picture
@@ -25,6 +29,7 @@ Protocol = Literal["clean", "tensorflow"]
 KERNEL_SAMPLES = 5000
 """The kernel distance looks at this many pictures of each side, the first."""
 
+_FEW = "at least two pictures"
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 
@@ -106,13 +111,21 @@ def real_statistics(
 
 def fid(features: Float[Tensor, "n d"], real: RealStatistics) -> Estimate:
     """Fréchet distance to the real pictures; few pictures read high, so there is no interval."""
-    mean, covariance = gaussian(features.double())
-    value = frechet_distance(mean, covariance, real.mean, real.covariance)
+    x = features.double()
+    if len(x) < 2:
+        return Estimate.absent(_FEW)
+    if len(x) >= x.shape[1]:
+        mean, covariance = gaussian(x)
+        value = frechet_distance(mean, covariance, real.mean, real.covariance)
+    else:
+        value = few_frechet_distance(x, real.mean, real.covariance)
     return Estimate(value=value, n=len(features))
 
 
 def kid(features: Float[Tensor, "n d"], real: RealStatistics) -> Estimate:
     """Kernel distance to the real pictures with its interval."""
+    if len(features) < 2:
+        return Estimate.absent(_FEW)
     rng = np.random.default_rng(0)
     value, resampled = resampled_kernel_distances(features[:KERNEL_SAMPLES], real.sample, rng)
     return around(value, resampled, min(len(features), KERNEL_SAMPLES))

@@ -66,7 +66,7 @@ def load_reference(drawings: Path, text_encoder: Path, device: str) -> Reference
                 raise
             logger.warning("%s; it is fitted again", error)
     pack = load_pack(drawings)
-    rendered = torch.from_numpy(np.array(render_pack(pack, drawings.parent)))
+    rendered = torch.from_numpy(np.array(render_pack(pack, drawings.parent))).to(device)
     encoder = MiniLMEncoder.from_directory(text_encoder)
     reference = fit(rendered, pack.records, encoder, device)
     reference.save(cached)

@@ -1,14 +1,30 @@
 """What pruning saved: time from the runs' own clocks, operations from the cost model."""
 
+import json
+import logging
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from infinity.config import ModelConfig
+from infinity.io.files import write_atomic
 from infinity.io.manifest import ImageRow
+from infinity.policy import PruningPolicy
+from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.dry_run import dry_run
 from stepvar_patch.experiments.estimate import Estimate
+from stepvar_patch.experiments.maker import settings_of
+from stepvar_patch.experiments.plan import ImageJob
 from stepvar_patch.experiments.schema import ImageSettings
+from stepvar_patch.policies.oracle import OraclePolicy
+
+logger = logging.getLogger(__name__)
+
+FLOPS = "flops.json"
+_TRUSTED = 0.3
+"""Largest share by which the counted dense operations may differ from the cost model's."""
 
 _STAGES = ("text", "scales", "decode")
 
@@ -39,12 +55,60 @@ def time_estimates(
     }
 
 
-def flop_estimate(config: ImageSettings, model: ModelConfig, device_type: str) -> Estimate:
-    """Dense transformer FLOPs / FLOPs of the plan; absent for policies that decide as they draw."""
+def flop_estimate(
+    config: ImageSettings, model: ModelConfig, device_type: str, folder: Path
+) -> Estimate:
+    """Dense FLOPs / FLOPs: of the plan, or counted on one picture where the policy decides as it
+    draws.
+
+    Args:
+        config: of the run.
+        model: shapes.
+        device_type: ``cpu`` or ``cuda``.
+        folder: of the run, where `count_flops` left its result.
+    """
     plan = dry_run(config, model, device_type)
-    if plan.speedup is None:
-        return Estimate.absent(f"{plan.policy} decides while it draws; stepvar ablate counts it")
-    return Estimate(value=plan.speedup, n=1)
+    if plan.speedup is not None:
+        return Estimate(value=plan.speedup, n=1)
+    try:
+        counted = json.loads((folder / FLOPS).read_text())
+        return Estimate(value=float(counted["dense_flops"] / counted["flops"]), n=1)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        reason = f"{plan.policy} decides while it draws, and its operations were not counted"
+        return Estimate.absent(reason)
+
+
+def count_flops(
+    pipeline: Any, job: ImageJob, config: ImageSettings, policy: PruningPolicy, folder: Path
+) -> None:
+    """Counts one picture's operations dense and under a policy whose plan is not known before.
+
+    The result goes to ``flops.json``. It is not believed, and not written, when the dense count is
+    far from the cost model's, as with kernels that the counter does not see.
+
+    Args:
+        pipeline: of the run.
+        job: prompt and seed.
+        config: of the run.
+        policy: of the run.
+        folder: of the run.
+
+    Raises:
+        UserError: the policy does not fit the model, or the file cannot be written.
+    """
+    plan = dry_run(config, pipeline.config, pipeline.device.type)
+    if plan.speedup is not None or (folder / FLOPS).exists():
+        return
+    settings = settings_of(config, pipeline)
+    dense = draw(pipeline, job, settings, None, count=True).flops or 0
+    pruned = draw(pipeline, job, settings, policy, count=True).flops or 0
+    if abs(dense / plan.dense_flops - 1) > _TRUSTED or pruned <= 0:
+        logger.warning("%s: operations could not be counted", folder)
+        return
+    if isinstance(policy, OraclePolicy):
+        pruned -= dense
+    record = json.dumps({"dense_flops": dense, "flops": pruned}).encode()
+    write_atomic(folder / FLOPS, lambda file: file.write(record))
 
 
 def _total(row: ImageRow) -> float:
