@@ -37,7 +37,8 @@ class MemoryNeed:
     """Bytes on the device, part by part.
 
     Attributes:
-        transformer: weights.
+        transformer: weights while drawing.
+        loading: weights of the transformer when they have just been loaded, before int8.
         tokenizer: weights.
         text_encoder: weights; on the device only while it encodes with ``low``.
         cache: keys and values of all layers.
@@ -47,6 +48,7 @@ class MemoryNeed:
     """
 
     transformer: int
+    loading: int
     tokenizer: int
     text_encoder: int
     cache: int
@@ -56,12 +58,13 @@ class MemoryNeed:
 
     def peak(self, memory: Memory) -> int:
         """Most bytes at once."""
-        weights = self.transformer + self.tokenizer
         scales = self.cache + self.work
         if memory == "low":
+            drawing = self.transformer + max(scales, self.decode_banded)
             encoding = self.text_encoder + _TEXT_WORK_BYTES
-            return max(encoding, weights + max(scales, self.decode_banded))
-        return weights + self.text_encoder + max(scales, self.decode)
+            return max(encoding, self.tokenizer + max(self.loading, drawing))
+        drawing = self.transformer + max(scales, self.decode)
+        return self.tokenizer + self.text_encoder + max(self.loading, drawing)
 
     def fits(self, memory: Memory, total_bytes: int) -> bool:
         """Whether a device with ``total_bytes`` can do it."""
@@ -80,6 +83,7 @@ def memory_need(
     guided: bool,
     dtype: torch.dtype,
     cached_tokens: tuple[int, ...] | None = None,
+    int8: bool = False,
     text_encoder_bytes: int | None = None,
 ) -> MemoryNeed:
     """What a call needs on the device.
@@ -91,6 +95,7 @@ def memory_need(
         guided: whether there are unconditional rows.
         dtype: compute dtype.
         cached_tokens: a pruning policy's bound per scale; None is every token.
+        int8: whether the block matrices are kept in int8.
         text_encoder_bytes: of its weights; None takes those of the family's encoder.
     """
     model = config.transformer
@@ -100,8 +105,12 @@ def memory_need(
     element = dtype.itemsize
     height, width = schedule.latent_grids(model.patchify)[-1]
     encoder = text_encoder_bytes
+    matrices = (3 + 1 + 4 + 2 * model.ffn_width // model.width) * model.width**2 * model.depth
+    weights = _transformer_bytes(config, dtype)
+    saved = matrices * (element - 1)
     return MemoryNeed(
-        transformer=_transformer_bytes(config, dtype),
+        transformer=weights - (saved if int8 else 0),
+        loading=weights,
         tokenizer=_tokenizer_bytes(config),
         text_encoder=_encoder_bytes(config.text_encoder, dtype) if encoder is None else encoder,
         cache=2 * rows * cached * model.width * element * model.depth,

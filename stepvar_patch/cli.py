@@ -185,7 +185,7 @@ def doctor(
         if shape is not None and shape not in PRESETS:
             raise UserError(f"--shape {shape} is unknown; allowed: {', '.join(PRESETS)}")
         settings = load_config(GenerateConfig, config, overrides or [])
-        checked = check(settings, PRESETS[shape] if shape else None)
+        checked = check(settings, PRESETS[shape] if shape else None, generating=True)
         report["config"] = f"{config}: valid, {checked.images} images"
         cost = dry_run(settings, checked.model, checked.device.partition(":")[0])
         total = card_bytes(checked.device) if card_gib is None else int(card_gib * 2**30)

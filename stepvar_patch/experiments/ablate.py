@@ -212,7 +212,14 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> 
     settings = asdict(cell.config)
     for name in ("output", "prompts", "preview", "contact_sheet", "batch_size", "device"):
         del settings[name]
-    for name in ("images_per_prompt", "seed", "negative_prompt", "memory", "text_cache"):
+    for name in (
+        "images_per_prompt",
+        "seed",
+        "negative_prompt",
+        "memory",
+        "text_cache",
+        "quantize",
+    ):
         del settings[name]
     what = {
         **settings,

@@ -74,7 +74,7 @@ def run(
     """
     start = time.perf_counter()
     ranks = ranks or ranks_from_environment()
-    checked = check(config)
+    checked = check(config, generating=True)
     memory = choose_memory(config, checked)
     resolved = {
         **asdict(config),

@@ -92,6 +92,8 @@ class Maker:
             self.batch_size = pipeline.max_batch_size = config.batch_size
         pruning = recorded(policy)
         self.recorded = {**self.settings, "pruning": pruning, "device": device, "dtype": dtype}
+        if config.quantize is not None:
+            self.recorded["quantize"] = config.quantize
         self.model = {
             "name": pipeline.config.name,
             "digest": pipeline.digest,

@@ -69,12 +69,15 @@ class CheckedRun:
     model: ModelConfig
 
 
-def check(config: GenerateConfig, shape: ModelConfig | None = None) -> CheckedRun:
+def check(
+    config: GenerateConfig, shape: ModelConfig | None = None, *, generating: bool = False
+) -> CheckedRun:
     """Checks all of a run that can be checked without reading weights.
 
     Args:
         config: of the run.
         shape: stands in for the model's files, which are then not looked at.
+        generating: whether it is for ``stepvar generate``, which alone saves memory.
 
     Returns:
         What was found.
@@ -87,6 +90,10 @@ def check(config: GenerateConfig, shape: ModelConfig | None = None) -> CheckedRu
     device, dtype = "cpu", "float32"
     with _collecting(found):
         device, dtype = resolve_device(config.device, config.dtype)
+    if not generating and (config.memory, config.quantize) != ("auto", None):
+        found.append(
+            "memory and quantize are for stepvar generate; here they must be auto and null"
+        )
     images = 0
     with _collecting(found):
         images = sum(1 for _ in jobs(config))

@@ -9,6 +9,7 @@ import numpy as np
 
 from infinity.errors import UserError
 from infinity.io.images import Provenance, read_png, write_png
+from infinity.quantize import quantize_int8
 from stepvar_patch.experiments.generate import settings_of, versions
 from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.problems import describe, parse
@@ -88,6 +89,8 @@ def replay(
             f"{path} was made with the weights {named['digest'][:12]}… but {weights} holds "
             f"{pipeline.digest[:12]}…; name the right model with --model"
         )
+    if target.quantize is not None:
+        quantize_int8(pipeline.transformer)
     negative = provenance.negative_prompt
     again = draw_pruned(
         pipeline,

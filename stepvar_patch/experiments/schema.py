@@ -75,6 +75,7 @@ class GenerateConfig(ImageSettings):
             does so when the GPU is too small for everything at once.
         text_cache: folder of the text features of ``low``; ``None`` is in the output folder, and
             cleared at the end.
+        quantize: ``int8`` keeps the block matrices in int8 while drawing (torchao).
         preview: write ``<image>.preview.png``, the image after each scale.
         contact_sheet: write ``contact_sheet.png``, thumbnails of the first images.
     """
@@ -92,6 +93,7 @@ class GenerateConfig(ImageSettings):
     dtype: Dtype | None = None
     memory: Literal["auto", "low"] = "auto"
     text_cache: FilePath | None = None
+    quantize: Literal["int8"] | None = None
     preview: bool = False
     contact_sheet: bool = True
 
@@ -108,9 +110,10 @@ or, as weights and prompts, are compared by content."""
 
 @dataclass(frozen=True, kw_only=True)
 class ReplayTarget:
-    """Where an image was computed; ``device`` is the kind alone."""
+    """How an image was computed; ``device`` is the kind alone."""
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     device: Literal["cpu", "cuda"]
     dtype: Dtype
+    quantize: Literal["int8"] | None = None

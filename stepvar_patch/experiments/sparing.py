@@ -11,6 +11,8 @@ from infinity.io.manifest import RunFolder
 from infinity.io.ranks import Ranks
 from infinity.memory import Memory, MemoryNeed, memory_need
 from infinity.policy import DensePolicy
+from infinity.quantize import quantize_int8
+from infinity.tokenizer.banded import BandedDecoder
 from stepvar_patch.experiments.plan import CheckedRun, jobs
 from stepvar_patch.experiments.pruning import policy_request, resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
@@ -47,6 +49,7 @@ def need_of(config: GenerateConfig, checked: CheckedRun, images: int | None = No
         guided=request.guidance_rows == 2,
         dtype=getattr(torch, checked.dtype),
         cached_tokens=policy.start(request).cached_tokens,
+        int8=config.quantize is not None,
     )
 
 
@@ -134,13 +137,14 @@ def load_for_run(
         "device": device,
         "dtype": checked.dtype,
     }
-    if memory == "auto":
-        return load_pipeline(config.model, **words)
-    from infinity.tokenizer.banded import BandedDecoder
-
-    encoder = _encode_first(config, checked, folder, device, ranks)
-    pipeline = load_pipeline(config.model, **words, encoder=encoder)
-    pipeline.tokenizer.decoder = BandedDecoder(pipeline.tokenizer.decoder)
+    if memory == "low":
+        words["encoder"] = _encode_first(config, checked, folder, device, ranks)
+    pipeline = load_pipeline(config.model, **words)
+    if memory == "low":
+        pipeline.tokenizer.decoder = BandedDecoder(pipeline.tokenizer.decoder)
+    if config.quantize is not None:
+        quantize_int8(pipeline.transformer)
+        gc.collect()
     return pipeline
 
 

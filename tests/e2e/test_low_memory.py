@@ -136,3 +136,32 @@ def test_the_embedded_model_needs_less_than_a_gibibyte(tmp_path: Path, memory: s
     before, after = map(float, ended.stdout.split("MIB")[1].split())
     assert 10 < after - before < 1024
     print(f"{memory}: {before:.0f} MiB with its libraries, {after - before:.0f} MiB above")
+
+
+def test_int8_is_recorded_and_replayed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torchao.quantization")
+    assert main(["generate", "c.yaml"]) == 0
+    words = ["generate", "c.yaml", "quantize=int8"]
+    assert main([*words, "output=small"]) == 0
+    assert main([*words]) == 2
+    assert "quantize was null" in capsys.readouterr().err
+    name = sorted(path.name for path in (work / "small").glob("0000*.png"))[0]
+    assert images(work / "small")[name] != images(work / "out")[name]
+    assert main(["replay", f"small/{name}"]) == 0
+    assert "identical pixels" in capsys.readouterr().out
+
+
+def test_int8_without_torchao_is_told(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "torchao.quantization", None)
+    assert main(["generate", "c.yaml", "quantize=int8"]) == 2
+    assert "int8 needs torchao" in capsys.readouterr().err
+
+
+def test_other_verbs_refuse_what_only_generate_does(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pruned = f"pruning={REPOSITORY}/configs/pruning/stepvar_balanced.yaml"
+    assert main(["show-masks", "c.yaml", pruned, "memory=low"]) == 2
+    assert "memory and quantize are for stepvar generate" in capsys.readouterr().err
