@@ -10,6 +10,36 @@ UNKNOWN_KEYS_FORBIDDEN = {"extra": "forbid"}
 """What pydantic reads off a dataclass when it stands at the door (a plain dict: no import here)."""
 
 
+_LIMITS: dict[str, tuple[float, float]] = {
+    "depth": (1, 256),
+    "width": (4, 1 << 16),
+    "heads": (1, 1 << 10),
+    "block_chunks": (1, 256),
+    "codebook_dim": (1, 1 << 10),
+    "text_width": (1, 1 << 16),
+    "text_max_tokens": (1, 1 << 16),
+    "mlp_ratio": (0.25, 64),
+    "norm_eps": (0, 1),
+    "patch_size": (1, 256),
+    "channels": (1, 1 << 14),
+    "res_blocks": (0, 64),
+    "scale_gains": (0, 64),
+}
+"""Smallest and largest values: a manifest is not trusted, and building a model takes memory in
+proportion to them."""
+
+
+def _check_limits(config: object) -> None:
+    """Makes sure that every field is within its limits.
+
+    Raises:
+        ValueError: one is not.
+    """
+    for name, (low, high) in _LIMITS.items():
+        if hasattr(config, name) and not low <= getattr(config, name) <= high:
+            raise ValueError(f"{name} {getattr(config, name)} must be from {low} to {high}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
     """Shape of the bitwise autoregressive transformer.
@@ -34,6 +64,7 @@ class TransformerConfig:
     rope_reference: Resolution = "1M"
 
     def __post_init__(self) -> None:
+        _check_limits(self)
         if self.width % self.heads or (self.width // self.heads) % 4:
             raise ValueError(f"width {self.width} must be a multiple of 4·heads, {4 * self.heads}")
         if self.depth % self.block_chunks:
@@ -79,6 +110,11 @@ class TokenizerConfig:
     scale_gains: int = 0
 
     def __post_init__(self) -> None:
+        _check_limits(self)
+        if not all(1 <= m <= 64 for m in self.channel_multipliers[:16]):
+            raise ValueError("channel_multipliers must be from 1 to 64")
+        if not 1 <= len(self.channel_multipliers) <= 16:
+            raise ValueError("channel_multipliers must list 1 to 16 levels")
         strides = self.patch_size.bit_length() - 1
         if self.patch_size != 1 << strides or strides > len(self.channel_multipliers):
             raise ValueError(

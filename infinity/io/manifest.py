@@ -201,6 +201,7 @@ class RunFolder:
         if not self._lock.last():
             return False
         self.check_present()
+        remove_temporary(self.path)
         found = self._load_finished(verified=True)
         placed = DiskIndex()
 

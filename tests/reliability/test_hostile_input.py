@@ -157,3 +157,29 @@ def test_prompts_stream_in_constant_memory(tmp_path: Path, rows: int) -> None:
     count, grown_mib = ended.stdout.split()
     assert int(count) == rows
     assert float(grown_mib) < 16
+
+
+@pytest.mark.parametrize(
+    ("part", "field", "value"),
+    [
+        ("transformer", "heads", 0),
+        ("transformer", "depth", 10**9),
+        ("transformer", "block_chunks", 0),
+        ("transformer", "mlp_ratio", float("nan")),
+        ("transformer", "width", -384),
+        ("tokenizer", "patch_size", 0),
+        ("tokenizer", "channels", 1 << 40),
+        ("tokenizer", "channel_multipliers", [1] * 10**5),
+    ],
+)
+def test_a_model_of_impossible_shape_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str], part: str, field: str, value: object
+) -> None:
+    manifest = json.loads((work / "model" / "manifest.json").read_text())
+    manifest["config"][part][field] = value
+    (work / "model" / "manifest.json").write_text(json.dumps(manifest))
+    assert main(["generate", "c.yaml"], FakePipeline().load) == 2
+    err = capsys.readouterr().err
+    assert "manifest.json" in err
+    assert field in err
+    assert len(err.splitlines()) == 1
