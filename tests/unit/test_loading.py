@@ -79,7 +79,7 @@ def test_here_is_the_folder_of_the_file_and_keys_can_be_referred_to(tmp_path: Pa
         ("height: 64\nwidth: 64\naspect_ratio: 1", "aspect_ratio and height/width exclude"),
         ("seed: ${nothing}", "seed: Interpolation key 'nothing' not found"),
         ("seed: 1\nseed: 2", "not valid YAML"),
-        ("seed: [", "c.yaml:5: not valid YAML"),
+        ("seed: [", "c.yaml:4: not valid YAML"),
     ],
 )
 def test_each_mistake_names_file_field_value_and_what_is_allowed(
