@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+NO_DENSE = "no dense run to compare with"
+"""Reason of metrics that compare, where there is nothing to compare with."""
+
 RESAMPLES = 1000
 _TAILS = (2.5, 97.5)
 

@@ -16,7 +16,7 @@ from infinity.errors import UserError
 from infinity.io.files import write_atomic
 from stepvar_patch.experiments.arms import DrawnArm
 from stepvar_patch.experiments.codes import agreement, read_codes
-from stepvar_patch.experiments.estimate import Bootstrap, Estimate
+from stepvar_patch.experiments.estimate import NO_DENSE, Bootstrap, Estimate
 from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.metrics.bit_agreement import first_divergence
 from stepvar_patch.experiments.pictures import read_batches
@@ -154,7 +154,7 @@ def _bits(arm: DrawnArm, dense: DrawnArm | None, bootstrap: Bootstrap) -> dict[s
     """Share of equal bits at the last scale (all scales in ``per_scale``), and where they part."""
     names = ("bits_last", "first_divergence")
     if dense is None:
-        return dict.fromkeys(names, Estimate.absent("no dense run to compare with"))
+        return dict.fromkeys(names, Estimate.absent(NO_DENSE))
     shares: list[tuple[float | None, ...]] = []
     for row in arm.rows:
         name = row.file.removesuffix(".png")

@@ -89,7 +89,7 @@ def run(
         for label, found in real_rows(scoring).items():
             kept = {name: found[name] for name in columns if name in found}
             count = max((e.n for e in kept.values()), default=0)
-            rows.append(TableRow(label=label, images=count, cells=kept))
+            rows.append(TableRow(label=f"{label}, n = {count}", images=count, cells=kept))
     return rows
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infinity.io.files import write_atomic
-from stepvar_patch.experiments.estimate import Estimate
+from stepvar_patch.experiments.estimate import NO_DENSE, Estimate
 from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.table import TableRow, as_json
 from stepvar_patch.experiments.table_schema import COLUMNS, PublishedRow
@@ -80,7 +80,7 @@ def _cells(rows: Sequence[TableRow]) -> tuple[list[list[str]], list[str]]:
         line = [row.label]
         for name in columns:
             estimate = row.cells.get(name)
-            if estimate is None:
+            if estimate is None or estimate == Estimate.absent(NO_DENSE):
                 line.append("–")
             elif estimate.value is None:
                 if estimate.missing not in notes:

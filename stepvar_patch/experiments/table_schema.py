@@ -57,8 +57,8 @@ COLUMNS = {
     "style": Column(title="style % ↑", decimals=1, factor=100),
     "background": Column(title="backgr. % ↑", decimals=1, factor=100),
     "count": Column(title="count % ↑", decimals=1, factor=100),
-    "kernel_distance": Column(title="KID-64 ↓", decimals=3),
-    "frechet_64": Column(title="FD-64 ↓", decimals=1),
+    "kernel_distance": Column(title="kernel dist. ↓", decimals=3),
+    "frechet_64": Column(title="FD64 ↓", decimals=1),
 }
 """Metric → column. Intervals are 95 %, by bootstrap over prompts; of times the quartiles."""
 

@@ -1,5 +1,6 @@
 """Runs scored with networks from local files: random weights, the real loading and arithmetic."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,10 +8,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_geneval_rules import write_tiny_detector
 from test_metric_networks import as_open_clip, image_reward_state, lpips_files
 
 from infinity.errors import UserError
 from infinity.io.manifest import ImageRow
+from stepvar_patch.cli import main
 from stepvar_patch.experiments.arms import DrawnArm
 from stepvar_patch.experiments.estimate import Estimate
 from stepvar_patch.experiments.evaluate import Scoring, evaluate
@@ -168,3 +171,22 @@ def test_scores_are_made_again_when_a_file_arrives(files: MetricFiles, tmp_path:
     assert evaluate(pictures, None, scoring)["inception_score"].missing
     late.symlink_to(files.inception)
     assert evaluate(pictures, None, scoring)["inception_score"].value
+
+
+def test_a_geneval_folder_is_scored_from_the_command_line(
+    files: MetricFiles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    detector = write_tiny_detector(tmp_path / "detector", 80)
+    samples = tmp_path / "g" / "00000" / "samples"
+    samples.mkdir(parents=True)
+    for k in range(4):
+        Image.new("RGB", (32, 32), "red").save(samples / f"{k:04d}.png")
+    rule = {"class": "cat", "count": 1, "color": "red"}
+    metadata = {"tag": "colors", "include": [rule], "prompt": "a red cat"}
+    (samples.parent / "metadata.jsonl").write_text(json.dumps(metadata))
+    words = ["layout", "geneval", str(tmp_path / "g")]
+    assert main([*words, "--detector", str(detector), "--clip", files.clip, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["tasks"] == {"colors": 0.0}
+    (samples / "0003.png").unlink()
+    assert main([*words, "--detector", str(detector), "--clip", files.clip]) == 2
+    assert "1 files are missing: 00000/samples/0003.png" in capsys.readouterr().err

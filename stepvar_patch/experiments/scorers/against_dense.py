@@ -2,7 +2,7 @@
 
 import torch
 
-from stepvar_patch.experiments.estimate import Bootstrap, Estimate
+from stepvar_patch.experiments.estimate import NO_DENSE, Bootstrap, Estimate
 from stepvar_patch.experiments.metrics.lpips import Lpips
 from stepvar_patch.experiments.metrics.psnr import psnr
 from stepvar_patch.experiments.metrics.ssim import ssim
@@ -41,7 +41,7 @@ class AgainstDense:
 
     def results(self, bootstrap: Bootstrap) -> dict[str, Estimate]:
         if not self._psnr:
-            absent = Estimate.absent("no dense run to compare with")
+            absent = Estimate.absent(NO_DENSE)
             return dict.fromkeys(("psnr_db", "ssim", "lpips"), absent)
         found = {"psnr_db": bootstrap.mean(self._psnr), "ssim": bootstrap.mean(self._ssim)}
         if self._missing:

@@ -14,7 +14,7 @@ from infinity.io.manifest import ImageRow
 from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.dry_run import dry_run
-from stepvar_patch.experiments.estimate import Estimate
+from stepvar_patch.experiments.estimate import NO_DENSE, Estimate
 from stepvar_patch.experiments.maker import settings_of
 from stepvar_patch.experiments.plan import ImageJob
 from stepvar_patch.experiments.schema import ImageSettings
@@ -46,7 +46,7 @@ def time_estimates(
     by_file = {row.file: row for row in dense or ()}
     pairs = [(row, by_file[row.file]) for row in rows if row.file in by_file]
     if not pairs:
-        absent = Estimate.absent("no dense run to compare with")
+        absent = Estimate.absent(NO_DENSE)
         return {**found, "speedup": absent, "loop_speedup": absent}
     return {
         **found,
