@@ -15,7 +15,7 @@ from stepvar_patch.experiments.maker import Maker
 from stepvar_patch.experiments.plan import CheckedRun, ImageJob, check, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
-from stepvar_patch.experiments.scorers.timing import count_flops
+from stepvar_patch.experiments.scorers.timing import count_flops, lacks_flops
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +89,10 @@ def draw_arms(
         progress.start(sum(map(len, todo.values())), sum(finished.values()))
         groups: dict[tuple[Any, ...], list[Arm]] = {}
         for arm in arms:
-            if finished[arm.label] < len(todo[arm.label]):
+            known = checked[arm.label]
+            kind = known.device.partition(":")[0]
+            unfinished = finished[arm.label] < len(todo[arm.label])
+            if unfinished or lacks_flops(arm.config, known.model, kind, arm.folder):
                 groups.setdefault(_model_key(arm, checked[arm.label]), []).append(arm)
         for (model, tokenizer, encoder, device, dtype), members in groups.items():
             pipeline = load_pipeline(

@@ -54,6 +54,7 @@ class Bootstrap:
         of_image = np.array([names[name] for name in groups], dtype=np.int64)
         rng = np.random.default_rng(seed)
         share = np.full(len(names), 1 / max(1, len(names)))
+        self._of_image = of_image
         self.weights: NDArray[np.float64] = rng.multinomial(
             len(names), share, size=RESAMPLES
         ).astype(np.float64)[:, of_image]
@@ -64,6 +65,8 @@ class Bootstrap:
         known = ~np.isnan(x)
         if not known.any():
             return Estimate.absent("no image that it applies to")
+        if not self._several(known):
+            return Estimate(value=float(x[known].mean()), n=int(known.sum()))
         weights = self.weights[:, known]
         totals = weights.sum(axis=1)
         means = (weights @ x[known])[totals > 0] / totals[totals > 0]
@@ -75,6 +78,8 @@ class Bootstrap:
         known = ~np.isnan(x)
         if not known.any():
             return Estimate.absent("no image that it applies to")
+        if not self._several(known):
+            return Estimate(value=float(np.median(x[known])), n=int(known.sum()))
         order = np.argsort(x[known], kind="stable")
         ordered = x[known][order]
         running = self.weights[:, known][:, order].cumsum(axis=1)
@@ -84,10 +89,12 @@ class Bootstrap:
         medians = (ordered[lower] + ordered[upper]) / 2
         return self._percentiles(float(np.median(ordered)), medians, len(ordered))
 
+    def _several(self, known: NDArray[np.bool_]) -> bool:
+        """Whether the known values are of two prompts or more, so that they have an interval."""
+        return len(np.unique(self._of_image[known])) > 1
+
     @staticmethod
     def _percentiles(value: float, resampled: NDArray[Any], n: int) -> Estimate:
-        if n < 2:
-            return Estimate(value=value, n=n)
         low, high = np.percentile(resampled, _TAILS)
         return Estimate(value=value, low=float(low), high=float(high), n=n)
 

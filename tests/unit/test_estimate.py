@@ -34,8 +34,12 @@ def test_values_that_are_not_known_do_not_count() -> None:
     none = Bootstrap(["a"]).mean([float("nan")])
     assert none.value is None
     assert none.missing.startswith("missing: ")
-    single = Bootstrap(["a"]).mean([4.0])
-    assert (single.value, single.low, single.high) == (4.0, None, None)
+
+
+@pytest.mark.parametrize("metric", ["mean", "median"])
+def test_pictures_of_one_prompt_have_no_interval(metric: str) -> None:
+    single = getattr(Bootstrap(["a", "a", "b"]), metric)([4.0, 5.0, float("nan")])
+    assert (single.value, single.low, single.high, single.n) == (4.5, None, None, 2)
 
 
 @pytest.mark.parametrize("values", [[5.0, 1.0, 3.0], [4.0, 1.0, 3.0, 2.0]])

@@ -78,13 +78,18 @@ def flop_estimate(
         return Estimate.absent(reason)
 
 
+def lacks_flops(config: ImageSettings, model: ModelConfig, device_type: str, folder: Path) -> bool:
+    """Whether a run's policy decides as it draws and nobody has tried to count its operations."""
+    return not (folder / FLOPS).exists() and dry_run(config, model, device_type).speedup is None
+
+
 def count_flops(
     pipeline: Any, job: ImageJob, config: ImageSettings, policy: PruningPolicy, folder: Path
 ) -> None:
     """Counts one picture's operations dense and under a policy whose plan is not known before.
 
-    The result goes to ``flops.json``. It is not believed, and not written, when the dense count is
-    far from the cost model's, as with kernels that the counter does not see.
+    The result goes to ``flops.json``. It is not believed when the dense count is far from the cost
+    model's, as with kernels that the counter does not see; the file then holds none.
 
     Args:
         pipeline: of the run.
@@ -96,18 +101,20 @@ def count_flops(
     Raises:
         UserError: the policy does not fit the model, or the file cannot be written.
     """
-    plan = dry_run(config, pipeline.config, pipeline.device.type)
-    if plan.speedup is not None or (folder / FLOPS).exists():
+    device_type = pipeline.device.type
+    if not lacks_flops(config, pipeline.config, device_type, folder):
         return
+    plan = dry_run(config, pipeline.config, device_type)
     settings = settings_of(config, pipeline)
     dense = draw(pipeline, job, settings, None, count=True).flops or 0
     pruned = draw(pipeline, job, settings, policy, count=True).flops or 0
-    if abs(dense / plan.dense_flops - 1) > _TRUSTED or pruned <= 0:
-        logger.warning("%s: operations could not be counted", folder)
-        return
     if isinstance(policy, OraclePolicy):
         pruned -= dense
-    record = json.dumps({"dense_flops": dense, "flops": pruned}).encode()
+    found: dict[str, int | None] = {"dense_flops": dense, "flops": pruned}
+    if abs(dense / plan.dense_flops - 1) > _TRUSTED or pruned <= 0:
+        logger.warning("%s: operations could not be counted", folder)
+        found = {"dense_flops": None, "flops": None}
+    record = json.dumps(found).encode()
     write_atomic(folder / FLOPS, lambda file: file.write(record))
 
 
