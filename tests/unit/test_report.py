@@ -138,7 +138,7 @@ def test_an_evaluation_gives_points_with_intervals_and_says_what_is_missing(
         "FLOPs × ↑",
         "speed-up × ↑",
         "bits % ↑",
-        "FD-64 ↓",
+        "FD64 ↓",
     ]
     assert list(values.rows)[1] == ["dense", "–", "1.00", "–", "–", "140.0"]
     assert list(missing.rows) == [["lpips", "missing: no file"]]
