@@ -96,8 +96,10 @@ class RunFolder:
         config: resolved config of this run as JSON values, written to ``config.yaml``.
         fixed: picks the part of a config that must not differ when the run is resumed.
         ranks: this process among those of its launch.
+        defaults: for fields that the config leaves ``None``, unless the run was begun with others.
 
     Attributes:
+        config: with such fields filled in.
         finished: images that were finished when the run was opened, and this process' since then.
         claims: which process draws which batch.
 
@@ -112,8 +114,10 @@ class RunFolder:
         config: Mapping[str, Any],
         fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
         ranks: Ranks = Ranks(),
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = path
+        self.config = dict(config)
         name = MANIFEST if ranks.alone else RANK_MANIFESTS.replace("*", f"{ranks.rank:05d}")
         self._manifest = path / name
         try:
@@ -124,10 +128,10 @@ class RunFolder:
             raise write_error(path, error) from error
         self._lock = RunLock(path, ranks)
         try:
-            self._check_config(config, fixed)
+            self._check_config(fixed, defaults or {})
             self.finished = FinishedImages()
             if self._lock.first:
-                self._open(config)
+                self._open()
                 self._lock.share()
             else:
                 for row in filter(None, _rows_of([path / MANIFEST])):
@@ -220,34 +224,31 @@ class RunFolder:
         (self.path / CLAIMS).unlink(missing_ok=True)
         return True
 
-    def _open(self, config: Mapping[str, Any]) -> None:
+    def _open(self) -> None:
         remove_temporary(self.path)
         (self.path / CLAIMS).unlink(missing_ok=True)
         self.finished.close()
         self.finished = self._load_finished(verified=False)
-        self._write_config(config)
+        self._write_config()
 
     def _check_config(
         self,
-        config: Mapping[str, Any],
         fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+        defaults: Mapping[str, Any],
     ) -> None:
-        path = self.path / CONFIG
-        if not path.exists():
-            if _manifests(self.path):
-                raise UserError(
-                    f"output: {self.path} has a {MANIFEST} but no {CONFIG}; choose another folder"
-                )
+        before = self._earlier_config()
+        unknown = {name for name in defaults if before is None or before.get(name) is None}
+        for name, value in defaults.items():
+            if self.config.get(name) is None:
+                self.config[name] = value if before is None or name in unknown else before[name]
+        if before is None:
             return
-        try:
-            before = yaml.safe_load(read_small_yaml(path))
-        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
-            raise UserError(f"output: {path} cannot be read; choose another folder") from error
-        if not isinstance(before, dict) or not before.keys() & config.keys():
-            raise UserError(f"output: {path} is not the config of a run; choose another folder")
-        before, now = fixed(before), fixed(json.loads(json.dumps(config)))
-        names = {**now, **before}
-        changed = [name for name in names if before.get(name) != now.get(name)]
+        before, now = fixed(before), fixed(json.loads(json.dumps(self.config)))
+        changed = [
+            name
+            for name in {**now, **before}
+            if before.get(name) != now.get(name) and name not in unknown
+        ]
         if changed:
             what = "; ".join(
                 f"{name} was {json.dumps(before.get(name))}, now {json.dumps(now.get(name))}"
@@ -258,9 +259,26 @@ class RunFolder:
                 "choose another folder or the same settings"
             )
 
-    def _write_config(self, config: Mapping[str, Any]) -> None:
+    def _earlier_config(self) -> dict[str, Any] | None:
+        """The config that the run was begun with; None in a new folder."""
+        path = self.path / CONFIG
+        if not path.exists():
+            if _manifests(self.path):
+                raise UserError(
+                    f"output: {self.path} has a {MANIFEST} but no {CONFIG}; choose another folder"
+                )
+            return None
+        try:
+            before = yaml.safe_load(read_small_yaml(path))
+        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
+            raise UserError(f"output: {path} cannot be read; choose another folder") from error
+        if not isinstance(before, dict) or not before.keys() & self.config.keys():
+            raise UserError(f"output: {path} is not the config of a run; choose another folder")
+        return before
+
+    def _write_config(self) -> None:
         text = yaml.safe_dump(
-            json.loads(json.dumps(config)), sort_keys=False, allow_unicode=True, width=100
+            json.loads(json.dumps(self.config)), sort_keys=False, allow_unicode=True, width=100
         )
         write_atomic(self.path / CONFIG, lambda file: file.write(text.encode()))
 

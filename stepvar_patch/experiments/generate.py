@@ -19,6 +19,7 @@ from stepvar_patch.experiments.schema import FREE_ON_RESUME, GenerateConfig
 from stepvar_patch.experiments.sparing import TEXT_CACHE, choose_memory, load_for_run
 
 __all__ = ["LoadPipeline", "Progress", "RunSummary", "run", "settings_of", "versions"]
+from stepvar_patch.experiments.threads import default_threads, using_threads
 
 CONTACT_SHEET = "contact_sheet.png"
 CONTACT_SHEET_IMAGES = 64
@@ -82,7 +83,11 @@ def run(
         "dtype": checked.dtype,
         "memory": memory,
     }
-    with RunFolder(Path(config.output), resolved, fixed_on_resume, ranks) as folder:
+    defaults = default_threads(checked.device)
+    with (
+        RunFolder(Path(config.output), resolved, fixed_on_resume, ranks, defaults) as folder,
+        using_threads(folder.config["threads"]),
+    ):
         resumed = count_finished(folder, config)
         if checked.digest is not None:
             check_weights(folder, config, checked.digest)
@@ -142,6 +147,9 @@ def fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
     fixed["device"] = str(config.get("device")).partition(":")[0]
     if fixed["device"] == "cpu":
         fixed.pop("batch_size", None)
+        fixed["threads"] = config.get("threads")
+    else:
+        fixed.pop("threads", None)
     fixed.setdefault("memory", "auto")
     return fixed
 

@@ -92,6 +92,10 @@ class Maker:
             self.batch_size = pipeline.max_batch_size = config.batch_size
         pruning = recorded(policy)
         self.recorded = {**self.settings, "pruning": pruning, "device": device, "dtype": dtype}
+        if device == "cpu":
+            import torch
+
+            self.recorded["threads"] = torch.get_num_threads()
         if config.quantize is not None:
             self.recorded["quantize"] = config.quantize
         self.model = {

@@ -15,6 +15,7 @@ from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.problems import describe, parse
 from stepvar_patch.experiments.pruning import draw_pruned, resolve_pruning
 from stepvar_patch.experiments.schema import ImageSettings, ReplayTarget
+from stepvar_patch.experiments.threads import using_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,14 +93,15 @@ def replay(
     if target.quantize is not None:
         quantize_int8(pipeline.transformer)
     negative = provenance.negative_prompt
-    again = draw_pruned(
-        pipeline,
-        resolve_pruning(settings, pipeline.config),
-        [provenance.prompt],
-        negative_prompt=[negative] if negative else None,
-        seed=[provenance.seed],
-        **settings_of(settings, pipeline),
-    ).images[0]
+    with using_threads(target.threads if used_device == "cpu" else None):
+        again = draw_pruned(
+            pipeline,
+            resolve_pruning(settings, pipeline.config),
+            [provenance.prompt],
+            negative_prompt=[negative] if negative else None,
+            seed=[provenance.seed],
+            **settings_of(settings, pipeline),
+        ).images[0]
     if output is not None:
         here = {**provenance.settings, "device": used_device.partition(":")[0]}
         write_png(output, again, replace(provenance, settings=here, versions=versions()))

@@ -71,6 +71,8 @@ class GenerateConfig(ImageSettings):
         negative_prompt: for rows that have none.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``None`` takes a GPU if there is one.
         dtype: ``None`` is bfloat16 on a GPU and float32 on the CPU.
+        threads: on the CPU; they decide how sums are rounded, so they are recorded and kept on
+            resume. ``None`` is what the run was begun with, or torch's own choice.
         memory: ``low`` encodes all prompts first, frees the encoder and decodes in bands; ``auto``
             does so when the GPU is too small for everything at once.
         text_cache: folder of the text features of ``low``; ``None`` is in the output folder, and
@@ -91,6 +93,7 @@ class GenerateConfig(ImageSettings):
     negative_prompt: str | None = None
     device: Device | None = None
     dtype: Dtype | None = None
+    threads: Annotated[int, Ge(1), Le(1024)] | None = None
     memory: Literal["auto", "low"] = "auto"
     text_cache: FilePath | None = None
     quantize: Literal["int8"] | None = None
@@ -116,4 +119,5 @@ class ReplayTarget:
 
     device: Literal["cpu", "cuda"]
     dtype: Dtype
+    threads: Annotated[int, Ge(1), Le(1024)] | None = None
     quantize: Literal["int8"] | None = None

@@ -14,6 +14,6 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_model_directory(tmp_path / "model")
     (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (tmp_path / "c.yaml").write_text(
-        "model: model\nprompts: p.jsonl\noutput: out\nbatch_size: 2\ndevice: cpu\n"
+        "model: model\nprompts: p.jsonl\noutput: out\nbatch_size: 2\ndevice: cpu\nthreads: 1\n"
     )
     return tmp_path

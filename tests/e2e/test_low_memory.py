@@ -35,7 +35,9 @@ def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "p.jsonl").write_text(
         '{"prompt": "a red apple", "negative_prompt": "a cat"}\n{"prompt": "a blue car"}\n'
     )
-    (tmp_path / "c.yaml").write_text("model: model\nprompts: p.jsonl\noutput: out\ndevice: cpu\n")
+    (tmp_path / "c.yaml").write_text(
+        "model: model\nprompts: p.jsonl\noutput: out\ndevice: cpu\nthreads: 1\n"
+    )
     return tmp_path
 
 

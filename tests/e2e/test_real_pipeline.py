@@ -119,3 +119,23 @@ def test_the_embedded_model_draws_the_same_image_in_any_batch(
         assert min(red, green) > blue + 40, "the background is not yellow"
     assert main(["replay", f"all/{name}"]) == 0
     assert "identical pixels" in capsys.readouterr().out
+
+
+def test_threads_are_kept_on_resume_and_replay(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = torch.get_num_threads()
+    assert main(["generate", "c.yaml", "threads=1"]) == 0
+    whole = images(work / "out")
+    assert "threads: 1\n" in (work / "out" / "config.yaml").read_text()
+    try:
+        torch.set_num_threads(2)
+        name = next(iter(whole))
+        (work / "out" / name).unlink()
+        assert main(["generate", "c.yaml"]) == 0
+        assert images(work / "out") == whole
+        assert main(["generate", "c.yaml", "threads=2"]) == 2
+        assert "threads was 1, now 2" in capsys.readouterr().err
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -84,7 +84,9 @@ def test_a_second_launch_is_refused(work: Path) -> None:
 def test_a_real_model_draws_the_same_bytes_on_two_processes(tmp_path: Path) -> None:
     write_tiny_model(tmp_path / "model")
     (tmp_path / "p.txt").write_text("a red apple\na blue car\nthree cats\n")
-    (tmp_path / "c.yaml").write_text("model: model\nprompts: p.txt\noutput: out\ndevice: cpu\n")
+    (tmp_path / "c.yaml").write_text(
+        "model: model\nprompts: p.txt\noutput: out\ndevice: cpu\nthreads: 1\n"
+    )
     for world in (1, 2):
         words = ["generate", "c.yaml", f"output=out{world}", f"batch_size={world}"]
         assert [code for code, _, _ in finish(processes(tmp_path, world, words))] == [0] * world

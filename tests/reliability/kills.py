@@ -45,7 +45,7 @@ def survive(folder: Path, kills: int, seed: int) -> dict[str, int]:
     write_model_directory(folder / "model")
     (folder / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     (folder / "c.yaml").write_text(
-        "model: model\nprompts: p.jsonl\noutput: out\nbatch_size: 2\ndevice: cpu\n"
+        "model: model\nprompts: p.jsonl\noutput: out\nbatch_size: 2\ndevice: cpu\nthreads: 1\n"
     )
     out = "out"
     assert wait(fork(lambda: draw(out, 0.0))) == 0
