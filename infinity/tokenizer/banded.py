@@ -1,12 +1,13 @@
-"""The decoder in horizontal bands: the same picture with a third of the memory.
+"""The decoder in horizontal bands: the same picture with less memory.
 
 A normalisation needs its statistics over the whole map, but nothing between it and the next
 convolution needs a whole map in fp32. So each pair of both runs band by band with one row of
 overlap, and only the maps themselves stay, in the compute dtype.
 
-Every value comes from the same formula as in :class:`infinity.tokenizer.autoencoder.Decoder`.
-Equality is up to rounding: statistics are summed in another order, and convolution kernels may
-differ with the height of their input.
+Maps that fit into one band are computed by the decoder's own modules, so small pictures are the
+same to the last bit. In larger ones every value comes from the formula of
+:class:`infinity.tokenizer.autoencoder.Decoder`, and equality is up to rounding: statistics are
+summed in another order, and convolution kernels may differ with the height of their input.
 """
 
 from collections.abc import Callable
@@ -46,9 +47,17 @@ class BandedDecoder(nn.Module):
                 x = self._block(block, x)
             if hasattr(level, "upsample"):
                 x = self._upsample(level.upsample, x)
+        if self._is_small(x):
+            return self.conv_out(F.silu(self.norm_out(x)))
         return self._convolve(self.conv_out, x, self._activated(self.norm_out, x))
 
+    def _is_small(self, x: Tensor) -> bool:
+        """Whether one band holds all of a map; it is then computed as the decoder itself does."""
+        return self._rows(x) >= x.shape[2]
+
     def _block(self, block: ResBlock, x: Tensor) -> Tensor:
+        if self._is_small(x):
+            return block(x)
         y = self._convolve(block.conv1, x, self._activated(block.norm1, x))
         y = self._convolve(block.conv2, y, self._activated(block.norm2, y))
         if block.widens:
@@ -56,6 +65,8 @@ class BandedDecoder(nn.Module):
         return y.add_(x)
 
     def _upsample(self, upsample: Upsample, x: Tensor) -> Tensor:
+        if self._is_small(x):
+            return upsample(x)
         return self._convolve(upsample.conv, x, _same, factor=2)
 
     def _activated(self, norm: Norm, x: Tensor) -> Pointwise:
