@@ -133,12 +133,14 @@ def _draw_all(maker: Maker, images: int, progress: Progress | None) -> None:
 
 
 def _own_device(device: str, ranks: Ranks) -> str:
-    """The GPU of this process, when several processes run and none is named."""
+    """The GPU of this process, made the current one, when several run and none is named."""
     if ranks.alone or device != "cuda":
         return device
     import torch
 
-    return f"cuda:{ranks.local % torch.cuda.device_count()}"
+    index = ranks.local % torch.cuda.device_count()
+    torch.cuda.set_device(index)
+    return f"cuda:{index}"
 
 
 def fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
