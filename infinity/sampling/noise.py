@@ -12,6 +12,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from infinity.ops.fused import usable
+from infinity.ops.fused.uniform import philox_uniform
+
 _MASK = 0xFFFFFFFF
 _ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
@@ -72,11 +75,15 @@ class PerImageNoise:
         for seed in seeds:
             if not 0 <= seed < 1 << 63:
                 raise ValueError(f"seed {seed} must be in [0, 2^63)")
-        keys = torch.tensor(list(seeds), dtype=torch.int64, device=device)[:, None]
-        self._key: tuple[Int64[Tensor, "images 1"], ...] = (keys & _MASK, keys >> 32)
+        self.seeds: Int64[Tensor, " images"] = torch.tensor(
+            list(seeds), dtype=torch.int64, device=device
+        )
 
     def exponential(self, si: int, bits: int) -> Float[Tensor, "images bits 2"]:
-        low, high = self._key
+        if usable(self.seeds):
+            uniform = philox_uniform(self.seeds, si, 2 * bits)
+            return uniform.log_().neg_().unflatten(1, (bits, 2))
+        low, high = self.seeds[:, None] & _MASK, self.seeds[:, None] >> 32
         blocks = torch.arange((bits + 1) // 2, device=low.device)[None]
         zero = torch.zeros_like(blocks)
         words = philox_4x32((blocks, zero, zero + si, zero), (low, high))

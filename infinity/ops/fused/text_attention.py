@@ -1,0 +1,124 @@
+"""Cross-attention to packed text whose row boundaries only the device knows.
+
+One launch serves prompts of any length, so that a recorded graph serves every prompt.
+
+Shape legend: T queries of all rows end to end, n text rows end to end, b rows, H heads, K head dim.
+"""
+
+import torch
+from jaxtyping import Float, Int32
+from torch import Tensor
+
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+
+
+def reference(
+    q: Float[Tensor, "total heads dim"],
+    kv: Float[Tensor, "n 2 heads dim"],
+    cu_seqlens_q: Int32[Tensor, " b1"],
+    cu_seqlens_text: Int32[Tensor, " b1"],
+    scale: float,
+) -> Float[Tensor, "total heads dim"]:
+    """See :func:`text_attention`."""
+    k, v = kv.float().unbind(1)
+    text, tokens = (torch.arange(len(x), device=q.device) for x in (kv, q))
+    row = torch.searchsorted(cu_seqlens_q[1:], tokens.int(), right=True)
+    seen = (text >= cu_seqlens_text[row][:, None]) & (text < cu_seqlens_text[row + 1][:, None])
+    scores = torch.einsum("thk,nhk->htn", q.float(), k) * scale
+    weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
+    return torch.einsum("htn,nhk->thk", weights, v).to(q.dtype)
+
+
+def text_attention(
+    q: Float[Tensor, "total heads dim"],
+    kv: Float[Tensor, "n 2 heads dim"],
+    cu_seqlens_q: Int32[Tensor, " b1"],
+    cu_seqlens_text: Int32[Tensor, " b1"],
+    max_seqlen_q: int,
+    scale: float,
+) -> Float[Tensor, "total heads dim"]:
+    """Every query's attention to the text of its row.
+
+    Args:
+        q: queries.
+        kv: keys and values of the text; entries outside all rows are never read as such.
+        cu_seqlens_q: row boundaries of the queries.
+        cu_seqlens_text: row boundaries in ``kv``; need not start at 0. Every row has an entry.
+        max_seqlen_q: most queries of a row, on the host.
+        scale: factor on the scores before the softmax.
+    """
+    if not usable(q):
+        return reference(q, kv, cu_seqlens_q, cu_seqlens_text, scale)
+    _, heads, dim = q.shape
+    out = torch.empty_like(q)
+    block_q = 16 if max_seqlen_q <= 16 else 64 if max_seqlen_q <= 512 else 128
+    rows = len(cu_seqlens_q) - 1
+    _kernel[(-(-max_seqlen_q // block_q), heads, rows)](
+        q,
+        kv,
+        cu_seqlens_q,
+        cu_seqlens_text,
+        out,
+        heads,
+        dim,
+        scale * 1.4426950408889634,
+        BLOCK_Q=block_q,
+        BLOCK_T=64,
+        BLOCK_K=max(16, power_of_two(dim)),
+        num_warps=8 if block_q == 128 else 4,
+        num_stages=2,
+    )
+    return out
+
+
+if triton is not None:
+    import triton.language as tl
+
+    @kernel
+    def _kernel(
+        q_ptr,
+        kv_ptr,
+        cu_q_ptr,
+        cu_text_ptr,
+        out_ptr,
+        heads,
+        dim,
+        scale_log2,
+        BLOCK_Q: tl.constexpr,
+        BLOCK_T: tl.constexpr,
+        BLOCK_K: tl.constexpr,
+    ):
+        head, row = tl.program_id(1), tl.program_id(2)
+        q_start, q_end = tl.load(cu_q_ptr + row), tl.load(cu_q_ptr + row + 1)
+        first = q_start + tl.program_id(0) * BLOCK_Q
+        if first < q_end:
+            text_start, text_end = tl.load(cu_text_ptr + row), tl.load(cu_text_ptr + row + 1)
+            token = (first + tl.arange(0, BLOCK_Q)).to(tl.int64)
+            channel = tl.arange(0, BLOCK_K)
+            wide = channel < dim
+            here = token < q_end
+            at = token[:, None] * heads * dim + head * dim + channel[None]
+            q = tl.load(q_ptr + at, mask=here[:, None] & wide[None], other=0.0)
+            largest = tl.full((BLOCK_Q,), -1e30, tl.float32)
+            total = tl.zeros((BLOCK_Q,), tl.float32)
+            acc = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
+            for begin in range(text_start, text_end, BLOCK_T):
+                entry = begin + tl.arange(0, BLOCK_T)
+                valid = entry < text_end
+                source = entry.to(tl.int64)[:, None] * 2 * heads * dim + head * dim + channel[None]
+                mask = valid[:, None] & wide[None]
+                k = tl.load(kv_ptr + source, mask=mask, other=0.0)
+                v = tl.load(kv_ptr + source + heads * dim, mask=mask, other=0.0)
+                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+                scores = tl.where(valid[None], scores, -1e30)
+                peak = tl.maximum(largest, tl.max(scores, 1))
+                weights = tl.where(valid[None], tl.exp2(scores - peak[:, None]), 0.0)
+                fade = tl.exp2(largest - peak)
+                total = total * fade + tl.sum(weights, 1)
+                acc = acc * fade[:, None]
+                acc += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+                largest = peak
+            acc = acc / total[:, None]
+            tl.store(
+                out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=here[:, None] & wide[None]
+            )

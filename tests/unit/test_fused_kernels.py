@@ -1,0 +1,197 @@
+"""The Triton kernels against the torch functions that define them.
+
+Runs on CPU tensors with ``TRITON_INTERPRET=1`` where triton is installed, and with ``-m gpu`` on a
+CUDA device.
+"""
+
+import os
+
+import pytest
+import torch
+from torch import Tensor
+
+from infinity.ops.fused import (
+    group_norm,
+    quantise,
+    residual_norm,
+    rotate,
+    support,
+    text_attention,
+    uniform,
+)
+from infinity.ops.fused.residual_norm import Affine, Branch, RowsOf
+from infinity.ops.fused.rotate import Phases, Slots
+from infinity.sampling.noise import philox_4x32
+
+CPU = pytest.param(
+    "cpu",
+    marks=pytest.mark.skipif(
+        not support.INTERPRETED or support.triton is None,
+        reason="needs triton and TRITON_INTERPRET=1",
+    ),
+)
+CUDA = pytest.param("cuda", marks=pytest.mark.gpu)
+devices = pytest.mark.parametrize("device", [CPU, CUDA])
+DTYPE = {"cpu": torch.float32, "cuda": torch.bfloat16}
+# Triton's interpreter cuts fp8 off instead of rounding it.
+FP8_LIMIT = {"cpu": 8e-2, "cuda": 1e-2}
+LIMIT = {torch.float32: 3e-6, torch.bfloat16: 6e-3}
+
+
+def draw(*shape: int, device: str, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(sum(shape))).to(device, dtype)
+
+
+def close(fast: Tensor, exact: Tensor, limit: float) -> None:
+    error = (fast.float() - exact.float()).norm() / exact.float().norm()
+    assert error <= limit, f"relative error {error:.2e}"
+
+
+def boundaries(counts: tuple[int, ...], device: str) -> Tensor:
+    return torch.tensor((0, *counts), dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+
+
+def rows_of(counts: tuple[int, ...], device: str) -> RowsOf:
+    if len(set(counts)) == 1:
+        return RowsOf(counts[0])
+    ids = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts)).to(device)
+    return RowsOf(max(counts), ids)
+
+
+ROWS = [(7, 7), (1, 1), (5, 3, 8)]
+
+
+@devices
+@pytest.mark.parametrize("counts", ROWS)
+@pytest.mark.parametrize("width", [64, 96, 130])
+@pytest.mark.parametrize("kind", ["modulated", "affine", "bare", "first", "quantised"])
+def test_residual_norm(device: str, counts: tuple[int, ...], width: int, kind: str) -> None:
+    total, b = sum(counts), len(counts)
+    x = draw(total, width, device=device) + 3
+    mods = draw(b, 6, width, device=device)
+    affine: Affine | None = Affine(mods[:, 2], mods[:, 4])
+    if kind == "affine":
+        affine = Affine(mods[0, 0].contiguous(), mods[0, 1].contiguous())
+    branch: Branch | None = Branch(
+        draw(total, width, device=device, dtype=DTYPE[device]),
+        None if kind == "affine" else mods[:, 0],
+    )
+    affine, branch = (None if kind == "bare" else affine), (None if kind == "first" else branch)
+    arguments = {"eps": 1e-6, "dtype": DTYPE[device], "quantise": kind == "quantised"}
+    rows = rows_of(counts, device)
+    exact = residual_norm.reference(x, rows, affine, branch, **arguments)
+    fast = residual_norm.residual_norm(x.clone(), rows, affine, branch, **arguments)
+    assert torch.equal(fast[0], exact[0])
+    if kind == "bare":
+        assert fast[1] is None
+    elif kind == "quantised":
+        unpacked = [q.values.float() * q.scale[:, None] for q in (fast[1], exact[1])]
+        close(*unpacked, FP8_LIMIT[device])
+    else:
+        close(fast[1], exact[1], LIMIT[DTYPE[device]])
+
+
+@devices
+def test_the_stream_may_be_written_in_place(device: str) -> None:
+    x, y = (draw(6, 64, device=device) for _ in range(2))
+    kept = x.clone()
+    stream, _ = residual_norm.residual_norm(x, RowsOf(3), None, Branch(y), out=x)
+    assert stream is x
+    assert torch.equal(x, kept + y)
+
+
+@devices
+@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("width", [64, 130])
+def test_quantise(device: str, gelu: bool, width: int) -> None:
+    x = 4 * draw(5, width, device=device, dtype=DTYPE[device])
+    fast, exact = (f(x, gelu=gelu) for f in (quantise.quantise, quantise.reference))
+    close(fast.scale, exact.scale, 1e-5)
+    close(*(q.values.float() * q.scale[:, None] for q in (fast, exact)), FP8_LIMIT[device])
+    wanted = torch.nn.functional.gelu(x.float(), approximate="tanh") if gelu else x
+    close(fast.values.float() * fast.scale[:, None], wanted, max(FP8_LIMIT[device], 4e-2))
+
+
+@devices
+@pytest.mark.parametrize("counts", ROWS)
+@pytest.mark.parametrize(("heads", "dim"), [(2, 32), (3, 24), (4, 64)])
+def test_rotate_and_cache(device: str, counts: tuple[int, ...], heads: int, dim: int) -> None:
+    total, b, dtype = sum(counts), len(counts), DTYPE[device]
+    qkv = draw(total, 3, heads, dim, device=device, dtype=dtype)
+    scale = draw(heads, device=device).exp()
+    angles = draw(40, dim // 2, device=device)
+    phases = Phases(angles.cos(), angles.sin(), torch.randperm(30)[:total].to(device), 10)
+    rows = rows_of(counts, device)
+    ids = None
+    if rows.ids is not None:
+        inside = torch.cat([torch.arange(c) for c in counts])
+        ids = (inside + torch.tensor((2, 0, 5)).repeat_interleave(torch.tensor(counts))).to(device)
+    results = []
+    for function in (rotate.rotate_and_cache, rotate.reference):
+        memory = torch.zeros(2, b, 3, 16, heads, dim, device=device, dtype=dtype)
+        slots = Slots(memory[0, :, 1], memory[1, :, 1], 4, ids)
+        q = function(qkv, scale, phases, rows, slots)
+        results.append((q, memory))
+    for fast, exact in zip(*results, strict=True):
+        close(fast, exact, LIMIT[dtype])
+    assert torch.equal(results[0][1] == 0, results[1][1] == 0)
+
+
+@devices
+@pytest.mark.parametrize("counts", [*ROWS, (70, 70), (20, 1)])
+@pytest.mark.parametrize("text", [(3, 5, 4), (1, 70, 130)])
+@pytest.mark.parametrize(("heads", "dim"), [(2, 32), (3, 24)])
+def test_text_attention(
+    device: str, counts: tuple[int, ...], text: tuple[int, ...], heads: int, dim: int
+) -> None:
+    text = text[: len(counts)]
+    q = draw(sum(counts), heads, dim, device=device, dtype=DTYPE[device])
+    kv = draw(sum(text) + 9, 2, heads, dim, device=device, dtype=DTYPE[device])
+    cu_q, cu_text = boundaries(counts, device), boundaries(text, device) + 2
+    exact = text_attention.reference(q, kv, cu_q, cu_text, dim**-0.5)
+    kv[:2], kv[2 + sum(text) :] = 1e4, 1e4
+    fast = text_attention.text_attention(q, kv, cu_q, cu_text, max(counts), dim**-0.5)
+    close(fast, exact, LIMIT[DTYPE[device]])
+
+
+@devices
+@pytest.mark.parametrize("count", [1, 7, 64, 5000])
+def test_philox(device: str, count: int) -> None:
+    seeds = torch.tensor([0, 5, (1 << 62) + 12345], device=device)
+    block = torch.arange(-(-count // 4), device=device)[None]
+    zero = torch.zeros_like(block)
+    words = philox_4x32(
+        (block, zero, zero + 11, zero), (seeds[:, None] & 0xFFFFFFFF, seeds[:, None] >> 32)
+    )
+    exact = ((torch.stack(words, -1) >> 9).float() + 0.5) * 2.0**-23
+    assert torch.equal(uniform.philox_uniform(seeds, 11, count), exact.flatten(1)[:, :count])
+
+
+@devices
+@pytest.mark.parametrize(("h", "w"), [(3, 5), (16, 16), (40, 37)])
+@pytest.mark.parametrize(("channels", "groups"), [(32, 32), (64, 32), (96, 32), (48, 24)])
+def test_decoder_kernels(device: str, h: int, w: int, channels: int, groups: int) -> None:
+    dtype = DTYPE[device]
+    x, y = (draw(2, h * w, channels, device=device, dtype=dtype) for _ in range(2))
+    x = x + 20
+    bias, weight, shift = (draw(channels + i, device=device)[:channels] for i in range(3))
+    total, moments = group_norm.add(x, y, bias)
+    assert torch.equal(total, group_norm.reference_add(x, y, bias))
+    same, again = group_norm.add(total, None, None)
+    assert same is total
+    close(again.mean, moments.mean, 1e-6)
+    for offset in (None, bias):
+        fast = group_norm.norm_silu(total, moments, offset, weight, shift, groups, 1e-6)
+        exact = group_norm.reference_norm(total, offset, weight, shift, groups, 1e-6)
+        close(fast, exact, max(LIMIT[dtype], 2e-5))
+    big = group_norm.upsample(x, y, bias, w)
+    maps = total.view(2, h, w, channels).permute(0, 3, 1, 2)
+    wanted = torch.nn.functional.interpolate(maps.float(), scale_factor=2.0, mode="nearest")
+    assert torch.equal(big.view(2, 2 * h, 2 * w, channels).permute(0, 3, 1, 2).float(), wanted)
+
+
+def test_where_kernels_run_is_said_in_words() -> None:
+    if os.environ.get("TRITON_INTERPRET") != "1":
+        assert "triton" in str(support.why_not(torch.device("cpu"))) or "CUDA" in str(
+            support.why_not(torch.device("cpu"))
+        )
