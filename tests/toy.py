@@ -12,6 +12,7 @@ from infinity.sampling.noise import NoiseSource, PerImageNoise
 from infinity.schedule import ScaleSchedule, scale_schedule
 from infinity.text.base import TextFeatures
 from infinity.timing import NO_TIMER, StageTimer
+from infinity.transformer.fused import FusedBlocks
 from infinity.transformer.model import InfinityTransformer
 from infinity.transformer.stack import Guidance
 
@@ -77,6 +78,7 @@ def toy_run(
     attention: str = "sdpa",
     on_scale_end: list[ScaleEnd] | None = None,
     timer: StageTimer = NO_TIMER,
+    fused: FusedBlocks | None = None,
 ) -> Tensor:
     """Latents of one call with per-image noise, seeds 0, 1, …"""
     schedule = schedule or scale_schedule(1.0, "0.06M")
@@ -94,4 +96,5 @@ def toy_run(
         attention=attention,
         on_scale_end=None if on_scale_end is None else on_scale_end.append,
         timer=timer,
+        fused=fused,
     )

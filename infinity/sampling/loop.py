@@ -1,6 +1,7 @@
 """The scale loop: from text conditioning to the summed latent (spec: infinity-transformer §7.2)."""
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -20,8 +21,13 @@ from infinity.tokenizer.quantizer import (
     tokens_to_bits,
 )
 from infinity.tokens import pack
+from infinity.transformer.fused import FusedBlocks
 from infinity.transformer.model import InfinityTransformer, TextConditioning
-from infinity.transformer.stack import BlockStack, Guidance, StackOutput
+from infinity.transformer.stack import BlockStack, CacheMemory, Guidance, StackOutput
+
+Around = Callable[[int], AbstractContextManager]
+"""``scale → context`` in which everything of that scale happens; −1 is what comes before the first.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +94,9 @@ def generate_latents(
     attention: str = "auto",
     on_scale_end: Callable[[ScaleEnd], None] | None = None,
     timer: StageTimer = NO_TIMER,
+    fused: FusedBlocks | None = None,
+    memory: CacheMemory | None = None,
+    around: Around = lambda si: nullcontext(),
 ) -> Float[Tensor, "images d hv wv"]:
     """Summed codes of all executed scales, ``(B, d, Hv, Wv)`` fp32.
 
@@ -98,6 +107,9 @@ def generate_latents(
         forced_bits: tokenizer-layout bits ``(B, Hv_s, Wv_s, d)`` that replace the sampled ones at
             the first scales.
         timer: hears the end of every stage.
+        fused: the blocks in fused form; None runs them as ``block.py`` reads.
+        memory: where the caches of fused blocks live.
+        around: entered for every scale; nothing is computed outside.
 
     Raises:
         ValueError: a plan that contradicts itself or the settings.
@@ -116,64 +128,70 @@ def generate_latents(
         tuple(settings.guided_from(si) for si in range(len(schedule))),
         settings.guidance.logits,
     )
-    run = policy.start(request)
-    stack = BlockStack(
-        model,
-        text,
-        schedule,
-        images=images,
-        guidance=settings.guidance,
-        cached_tokens=run.cached_tokens,
-        attention=attention,
-        timer=timer,
-    )
-    latent = torch.zeros(images, model.config.codebook_dim, *latent_grids[-1], device=model.device)
+    with around(-1):
+        run = policy.start(request)
+        stack = BlockStack(
+            model,
+            text,
+            schedule,
+            images=images,
+            guidance=settings.guidance,
+            cached_tokens=run.cached_tokens,
+            attention=attention,
+            timer=timer,
+            fused=fused,
+            memory=memory,
+        )
+        latent = torch.zeros(
+            images, model.config.codebook_dim, *latent_grids[-1], device=model.device
+        )
     codes = None
     timer.mark("conditioning")
     for si, grid in enumerate(schedule.grids):
-        if stack.rows == "both" and not settings.guided_from(si):
-            stack.drop_rows("cond")
-        timer.mark("pack", si)
-        view = ScaleView(
-            latent, codes, _embed(stack, latent, si, latent_grids), grid, stack.rows, decode
-        )
-        timer.mark("next_input", si)
-        plan = run.plan_scale(si, view)
-        timer.mark("select", si)
-        draws = noise.exponential(si, grid[0] * grid[1] * model.config.token_bits)
-        timer.mark("sampling", si)
-        if not plan.run:
-            continue
-        x = view.x
-        if plan.rows != "both" and plan.rows != stack.rows:
-            x = _rows_of(x, stack.rows, plan.rows, images)
-            stack.drop_rows(plan.rows)
-        scale = settings.guidance_scale[si] if plan.guidance is None else plan.guidance
-        last = si + 1 == len(schedule) or plan.stop_after
-        out = stack.run(si, x, plan, run, scale, last)
-        logits = _logits(stack, out, settings, scale, settings.temperature[si], run, si)
-        timer.mark("head", si)
-        bits = _sample(logits, draws, plan, settings, grid, images)
-        timer.mark("sampling", si)
-        gain = gain_of(gains, si)
-        if si < len(forced_bits):
-            codes = codes_from_bits(forced_bits[si], gain)
-        elif plan.restore_codes is not None and plan.keep is not None:
-            signs = bits.float() * 2 - 1
-            amplitude = model.config.codebook_dim**-0.5 if gain is None else gain
-            dense = plan.restore_codes(signs * amplitude, plan.keep, view)
-            codes = tokens_to_bits(dense, latent_grids[si], patchify).movedim(-1, 1)
-            timer.mark("restore", si)
-        else:
-            codes = codes_from_bits(tokens_to_bits(bits, latent_grids[si], patchify), gain)
-        latent = latent + resize(codes, latent_grids[-1])
-        timer.mark("next_input", si)
-        if "codes" in run.events:
-            run.after("codes", si, -1, None, latent)
-        if on_scale_end is not None:
-            on_scale_end(ScaleEnd(si, grid, logits, bits, codes, latent))
-        if plan.stop_after:
-            break
+        with around(si):
+            if stack.rows == "both" and not settings.guided_from(si):
+                stack.drop_rows("cond")
+            timer.mark("pack", si)
+            view = ScaleView(
+                latent, codes, _embed(stack, latent, si, latent_grids), grid, stack.rows, decode
+            )
+            timer.mark("next_input", si)
+            plan = run.plan_scale(si, view)
+            timer.mark("select", si)
+            draws = noise.exponential(si, grid[0] * grid[1] * model.config.token_bits)
+            timer.mark("sampling", si)
+            if not plan.run:
+                continue
+            x = view.x
+            if plan.rows != "both" and plan.rows != stack.rows:
+                x = _rows_of(x, stack.rows, plan.rows, images)
+                stack.drop_rows(plan.rows)
+            scale = settings.guidance_scale[si] if plan.guidance is None else plan.guidance
+            last = si + 1 == len(schedule) or plan.stop_after
+            out = stack.run(si, x, plan, run, scale, last)
+            logits = _logits(stack, out, settings, scale, settings.temperature[si], run, si)
+            timer.mark("head", si)
+            bits = _sample(logits, draws, plan, settings, grid, images)
+            timer.mark("sampling", si)
+            gain = gain_of(gains, si)
+            if si < len(forced_bits):
+                codes = codes_from_bits(forced_bits[si], gain)
+            elif plan.restore_codes is not None and plan.keep is not None:
+                signs = bits.float() * 2 - 1
+                amplitude = model.config.codebook_dim**-0.5 if gain is None else gain
+                dense = plan.restore_codes(signs * amplitude, plan.keep, view)
+                codes = tokens_to_bits(dense, latent_grids[si], patchify).movedim(-1, 1)
+                timer.mark("restore", si)
+            else:
+                codes = codes_from_bits(tokens_to_bits(bits, latent_grids[si], patchify), gain)
+            latent = latent + resize(codes, latent_grids[-1])
+            timer.mark("next_input", si)
+            if "codes" in run.events:
+                run.after("codes", si, -1, None, latent)
+            if on_scale_end is not None:
+                on_scale_end(ScaleEnd(si, grid, logits, bits, codes, latent))
+            if plan.stop_after:
+                break
     return latent
 
 

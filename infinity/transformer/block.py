@@ -34,6 +34,11 @@ def linear(layer: nn.Linear, x: Tensor) -> Tensor:
     return layer(x.to(layer.weight.dtype))
 
 
+def head_scales(logarithms: Float[Tensor, "1 heads 1 1"]) -> Float[Tensor, "heads 1"]:
+    """Factor on the unit queries of every head, fp32, bounded as the checkpoints expect."""
+    return logarithms.float().clamp_max(_MAX_LOG_SCALE).exp().view(-1, 1)
+
+
 @dataclass(frozen=True)
 class Rope:
     """Cosines and sines of the tokens at hand, ``(R, M, K/2)`` each, or broadcastable."""
@@ -80,8 +85,8 @@ class SelfAttention(nn.Module):
             -1, (3, self.heads, self.head_dim)
         )
         q, k, v = qkv.unbind(-3)
-        scale = self.scale_mul_1H11.float().clamp_max(_MAX_LOG_SCALE).exp().view(self.heads, 1)
-        q = apply_rope(F.normalize(q.float(), dim=-1, eps=1e-12) * scale, rope.cos, rope.sin)
+        scaled = F.normalize(q.float(), dim=-1, eps=1e-12) * head_scales(self.scale_mul_1H11)
+        q = apply_rope(scaled, rope.cos, rope.sin)
         k = apply_rope(F.normalize(k.float(), dim=-1, eps=1e-12), rope.cos, rope.sin)
         return q.to(v.dtype), k.to(v.dtype), v
 

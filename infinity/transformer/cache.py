@@ -7,6 +7,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from infinity.ops.attention import KeyValues
+from infinity.ops.fused.rotate import Slots
 from infinity.tokens import PackedTokens
 
 
@@ -15,31 +16,44 @@ class LayerCache:
 
     Layout ``(rows, capacity, H, K)``: writing a scale is one slice copy, and the filled prefix is
     a dense view.
+
+    Args:
+        k, v: the memory, all of it finite: masked kernels still load entries past a row's length,
+            and NaN · 0 = NaN.
+        capacity: entries of a row that keep their content for later scales; entries of ``k`` and
+            ``v`` beyond serve the last scale only.
     """
 
     def __init__(
         self,
+        k: Float[Tensor, "rows span heads dim"],
+        v: Float[Tensor, "rows span heads dim"],
+        capacity: int,
+    ) -> None:
+        self.k, self.v, self.capacity = k, v, capacity
+        self.lengths: tuple[int, ...] = (0,) * k.shape[0]
+
+    @staticmethod
+    def new(
         rows: int,
         capacity: int,
         heads: int,
         head_dim: int,
         dtype: torch.dtype,
         device: torch.device,
-    ) -> None:
-        shape = (rows, capacity, heads, head_dim)
-        # Not empty: masked kernels still load entries past a row's length, and NaN · 0 = NaN.
-        self.k = torch.zeros(shape, dtype=dtype, device=device)
-        self.v = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths: tuple[int, ...] = (0,) * rows
+    ) -> "LayerCache":
+        """An empty cache in memory of its own."""
+        memory = torch.zeros(2, rows, capacity, heads, head_dim, dtype=dtype, device=device)
+        return LayerCache(memory[0], memory[1], capacity)
 
     @property
     def nbytes(self) -> int:
         return self.k.nbytes + self.v.nbytes
 
     def keep_rows(self, start: int, stop: int) -> None:
-        """Forgets all other rows and frees their memory."""
+        """Forgets all other rows."""
         if (start, stop) != (0, len(self.lengths)):
-            self.k, self.v = self.k[start:stop].clone(), self.v[start:stop].clone()
+            self.k, self.v = self.k[start:stop], self.v[start:stop]
             self.lengths = self.lengths[start:stop]
 
     def extend(
@@ -66,6 +80,32 @@ class LayerCache:
             self.lengths = lengths
         seqused = _on_device(lengths, k.device)
         return KeyValues(k_all, v_all, None, seqused, max(lengths), uniform)
+
+    def reserve(self, tokens: PackedTokens, write: bool, last: bool) -> tuple[Slots, KeyValues]:
+        """Where a kernel is to put the current scale's keys and values, and what its queries see
+        once they are there.
+
+        Args:
+            tokens: their layout.
+            write: whether later scales will read them.
+            last: no later scale reads anything, so entries beyond the capacity may be used.
+        """
+        lengths = tuple(a + b for a, b in zip(self.lengths, tokens.counts, strict=True))
+        uniform = len(set(self.lengths)) == 1 and tokens.uniform
+        k, v, filled = self.k, self.v, max(self.lengths)
+        if max(lengths) > (k.shape[1] if last else self.capacity):
+            room = (k.shape[0], max(tokens.counts), *k.shape[2:])
+            k, v = (torch.cat([t[:, :filled], t.new_zeros(room)], dim=1) for t in (k, v))
+        ids = None
+        if not uniform:
+            rows = tokens.row_ids()
+            inside = torch.arange(len(rows), device=k.device) - tokens.cu_seqlens[rows]
+            ids = _on_device(self.lengths, k.device)[rows] + inside
+        if write:
+            self.lengths = lengths
+        seqused = _on_device(lengths, k.device)
+        slots = Slots(k, v, filled, ids)
+        return slots, KeyValues(k, v, None, seqused, max(lengths), uniform)
 
     def _extend_uniform(
         self, k: Tensor, v: Tensor, tokens: PackedTokens, write: bool
@@ -101,7 +141,39 @@ class LayerCache:
         return k_all, v_all
 
 
-@lru_cache(maxsize=256)
+def stacked_caches(
+    layers: int, rows: int, capacity: int, tail: int, memory: Float[Tensor, "2 n heads dim"]
+) -> list[LayerCache]:
+    """Caches of consecutive layers in one piece of memory, each with ``tail`` entries to spare.
+
+    A row's layers lie end to end, the first one last, and every tail reaches into the layer before:
+    at the last scale that layer's keys and values have been read already, so the tails cost the
+    memory of one.
+
+    Args:
+        memory: keys and values, at least ``rows · (layers · capacity + tail)`` entries each.
+    """
+    span = layers * capacity + tail
+    k, v = memory[:, : rows * span].unflatten(1, (rows, span))
+    starts = [capacity * (layers - 1 - layer) for layer in range(layers)]
+    return [
+        LayerCache(
+            k[:, start : start + capacity + tail], v[:, start : start + capacity + tail], capacity
+        )
+        for start in starts
+    ]
+
+
 def _on_device(lengths: tuple[int, ...], device: torch.device) -> Int32[Tensor, " rows"]:
+    """``lengths`` as a tensor; equal ones need no copy from the host."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        if len(set(lengths)) > 1:
+            raise RuntimeError("rows of unequal length cannot be recorded")
+        return torch.full((len(lengths),), lengths[0], dtype=torch.int32, device=device)
+    return _copied(lengths, device)
+
+
+@lru_cache(maxsize=256)
+def _copied(lengths: tuple[int, ...], device: torch.device) -> Int32[Tensor, " rows"]:
     """One copy to the device per set of lengths, not one per layer."""
     return torch.tensor(lengths, dtype=torch.int32, device=device)

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infinity.config import TransformerConfig
+from infinity.ops.fused import usable
+from infinity.ops.fused.residual_norm import Affine, RowsOf, residual_norm
 from infinity.text.base import TextFeatures
 from infinity.transformer.block import FFN, Block, CrossAttention, SelfAttention, linear
 from infinity.transformer.text import TextNorm, TextPool
@@ -63,6 +65,12 @@ class _HeadNorm(nn.Module):
         C)``.
         """
         scale, shift = self.ada_lin(condition).chunk(2, dim=-1)
+        if usable(x) and condition.shape[1] == 1:
+            affine, rows = Affine(scale[:, 0], shift[:, 0]), RowsOf(x.shape[1])
+            flat = x.float().flatten(0, 1)
+            normed = residual_norm(flat, rows, affine, eps=self.eps, dtype=torch.float32)[1]
+            assert isinstance(normed, Tensor)
+            return normed.view(x.shape)
         return F.layer_norm(x.float(), x.shape[-1:], eps=self.eps) * (1 + scale) + shift
 
 

@@ -5,19 +5,26 @@ Shape legend: B images, b rows (conditional half first), N positions of the scal
 T packed total, R×M token axes of a block (see ``block.py``), H heads, K head dim, C width.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from infinity.ops.attention import AttentionRequest, KeyValues, select
+from infinity.ops.fused.residual_norm import RowsOf
+from infinity.ops.fused.rotate import Phases, Slots
+from infinity.ops.fused.text_attention import text_attention
 from infinity.policy import Branch, BranchPlan, PolicyRun, RestoreContext, Rows, ScalePlan
 from infinity.schedule import ScaleSchedule
 from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokens import KeepSet, PackedTokens, pack, pack_all
 from infinity.transformer.block import Attend, AttendText, Block, Modulation, Rope
-from infinity.transformer.cache import LayerCache
+from infinity.transformer.cache import LayerCache, stacked_caches
+from infinity.transformer.fused import FusedBlocks, Surroundings
 from infinity.transformer.model import InfinityTransformer, TextConditioning
 from infinity.transformer.rope import apply_rope, rope_table
 
@@ -50,14 +57,40 @@ class StackOutput:
     rows: Rows
 
 
+CacheMemory = Callable[[str, tuple[int, ...], torch.dtype], Tensor]
+"""``(name, shape, dtype) → finite tensor``: where the caches of a call live. What it gives under a
+name is the stack's until the call ends.
+"""
+
+
+@lru_cache(maxsize=32)
+def _rope_on(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> Tensor:
+    return rope_table(schedule, head_dim).to(device)
+
+
 @dataclass(frozen=True)
 class _Layout:
-    """Everything about the tokens at hand that every block reads, computed once per layout."""
+    """Everything about the tokens at hand that every block reads, computed once per layout.
+
+    ``rope`` is there where the blocks run unfused; the kernels read the table by ``phases``.
+    """
 
     tokens: PackedTokens
-    rope: Rope
+    phases: Phases
     row_ids: Tensor | None
+    rope: Rope | None = None
     pruned: bool = False
+
+    @property
+    def rows(self) -> RowsOf:
+        return RowsOf(self.tokens.max_seqlen, self.row_ids)
+
+    def turned(self) -> Rope:
+        """Rotary phases gathered per token."""
+        if self.rope is not None:
+            return self.rope
+        place = self.phases.offset + self.phases.positions
+        return Rope(self.spread(self.phases.cos[place]), self.spread(self.phases.sin[place]))
 
     def spread(self, x: Tensor) -> Tensor:
         """``(T, …)`` as ``(R, M, …)``."""
@@ -83,6 +116,8 @@ class BlockStack:
             allocated.
         attention: backend name, or "auto".
         timer: hears the end of every stage.
+        fused: the blocks in fused form; None runs them as ``block.py`` reads.
+        memory: where the caches of fused blocks live; None allocates.
     """
 
     def __init__(
@@ -96,35 +131,55 @@ class BlockStack:
         cached_tokens: tuple[int, ...],
         attention: str = "auto",
         timer: StageTimer = NO_TIMER,
+        fused: FusedBlocks | None = None,
+        memory: CacheMemory | None = None,
     ) -> None:
-        self.timer = timer
+        self.timer, self.fused = timer, fused
         self.model, self.schedule, self.images, self.guidance = model, schedule, images, guidance
         self.blocks: list[Block] = list(model.layers())
         self.attention = attention
         self.rows: Rows = "both" if len(text.lengths) > images else "cond"
         self.text = text
-        self.rope_table = rope_table(schedule, model.config.head_dim).to(model.device)
+        self.rope_table = _rope_on(schedule, model.config.head_dim, model.device)
         live = guidance.unconditional_layers
         self.uncond_depth = len(self.blocks) if live is None else live
+        capacity = sum(cached_tokens[:-1])
+        if fused is not None:
+            self.caches = self._stacked(fused, capacity, memory or self._allocate)
+            self.modulation = fused.modulation(text.shared)
+            self.fused_text_kv = fused.text_keys_values(text.context, len(text.lengths))
+            self.cu_seqlens_text = text.cu_seqlens
+            return
         dtype = self.blocks[0].sa.mat_qkv.weight.dtype
-        self.caches: list[LayerCache] = []
+        heads, head_dim = model.config.heads, model.config.head_dim
+        self.caches = []
         self.text_kv: list[KeyValues] = []
         for layer, block in enumerate(self.blocks):
             rows = len(text.lengths) if layer < self.uncond_depth else images
-            self.caches.append(
-                LayerCache(
-                    rows,
-                    sum(cached_tokens[:-1]),
-                    model.config.heads,
-                    model.config.head_dim,
-                    dtype,
-                    model.device,
-                )
-            )
+            self.caches.append(LayerCache.new(rows, capacity, heads, head_dim, dtype, model.device))
             self.text_kv.append(_text_keys_values(block, text, 0, rows))
 
+    def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.model.device)
+
+    def _stacked(self, fused: FusedBlocks, capacity: int, memory: CacheMemory) -> list[LayerCache]:
+        """Caches in two pieces of memory: layers that run all rows, layers that run one half."""
+        config, tail = self.model.config, max(self.schedule.tokens_per_scale)
+        caches: list[LayerCache] = []
+        halves = (
+            ("all rows", self.uncond_depth, len(self.text.lengths)),
+            ("conditional rows", config.depth - self.uncond_depth, self.images),
+        )
+        for name, layers, rows in halves:
+            if layers:
+                entries = rows * (layers * capacity + tail)
+                shape = (2, entries, config.heads, config.head_dim)
+                piece = memory(name, shape, fused.dtype)
+                caches += stacked_caches(layers, rows, capacity, tail, piece)
+        return caches
+
     def drop_rows(self, rows: Rows) -> None:
-        """Continues with one guidance half only; the other's cache is freed.
+        """Continues with one guidance half only.
 
         Raises:
             ValueError: the half was dropped before, or dies inside the stack (hidden-layer
@@ -144,9 +199,13 @@ class BlockStack:
         for layer, cache in enumerate(self.caches):
             if layer < self.uncond_depth:
                 cache.keep_rows(start, start + self.images)
-                self.text_kv[layer] = _text_keys_values(
-                    self.blocks[layer], self.text, start, start + self.images
-                )
+                if self.fused is None:
+                    self.text_kv[layer] = _text_keys_values(
+                        self.blocks[layer], self.text, start, start + self.images
+                    )
+        if self.fused is not None:
+            self.modulation = self.modulation[:, start : start + self.images]
+            self.cu_seqlens_text = self.cu_seqlens_text[start : start + self.images + 1]
         self.rows = rows
 
     def active(self, per_row: Tensor) -> Tensor:
@@ -179,28 +238,26 @@ class BlockStack:
         """
         depth = len(self.blocks)
         first_pruned, end_pruned = self._pruned_range(plan)
-        write = not last and plan.kv_write != "none"
-        shared = self.active(self.text.shared)
         layout = self._layout(si, pack_all(x))
         before = x
         self.timer.mark("pack", si)
-        for layer, block in enumerate(self.blocks):
-            if layer == self.uncond_depth and self.rows == "both":
+        for layers in self._segments(first_pruned, end_pruned):
+            if layers.start == self.uncond_depth and self.rows == "both":
                 pruned = layout.pruned
                 layout = self._layout(si, layout.tokens.slice_rows(0, self.images))
                 layout = replace(layout, pruned=pruned)
-                before, shared = before[: self.images], shared[: self.images]
-            if layer == first_pruned and plan.keep is not None:
+                before = before[: self.images]
+            if layers.start == first_pruned and plan.keep is not None:
                 self.timer.mark("blocks", si)
                 before = layout.spread(layout.tokens.x)
                 layout = self._layout(si, pack(before, self._keep_of_rows(plan, before.shape[0])))
                 layout = replace(layout, pruned=True)
                 self.timer.mark("pack", si)
-            sublayer = _Sublayers(self, si, layer, block, shared, plan, policy, write)
-            layout = replace(layout, tokens=sublayer.run(layout))
+            layout = self._through(layers, si, layout, plan, policy, last)
+            layer = layers.stop - 1
             if layer in self.guidance.layers and guidance_scale != 1 and self.rows == "both":
                 layout = self._guide(layout, layer, guidance_scale)
-            if layer + 1 == end_pruned and plan.restore is not None:
+            if layers.stop == end_pruned and plan.restore is not None:
                 self.timer.mark("blocks", si)
                 context = RestoreContext(before, self.schedule.grids[si], si, layer, "layer")
                 dense = plan.restore(layout.tokens, context)
@@ -209,6 +266,33 @@ class BlockStack:
         self.timer.mark("blocks", si)
         rows: Rows = self.rows if self.uncond_depth == depth or self.rows != "both" else "cond"
         return StackOutput(layout.tokens, rows)
+
+    def _segments(self, first_pruned: int, end_pruned: int) -> list[range]:
+        """The layers, cut wherever something happens between two of them."""
+        depth = len(self.blocks)
+        cuts = {0, first_pruned, end_pruned, self.uncond_depth, depth}
+        cuts |= {layer + 1 for layer in self.guidance.layers}
+        ends = sorted(cut for cut in cuts if cut <= depth)
+        return [range(*pair) for pair in pairwise(ends)]
+
+    def _through(
+        self,
+        layers: range,
+        si: int,
+        layout: _Layout,
+        plan: ScalePlan,
+        policy: PolicyRun,
+        last: bool,
+    ) -> _Layout:
+        """``layout`` after ``layers``."""
+        sublayers = _Sublayers(self, si, layers.start, plan, policy, last)
+        asked = plan.inside is not None or policy.events & {"branch", "layer"}
+        if self.fused is not None and not asked and not sublayers.propagates(layout):
+            x = self.fused.run(layout.tokens.x, layers, sublayers.surroundings(layout))
+            return replace(layout, tokens=layout.tokens.with_x(x))
+        for layer in layers:
+            layout = replace(layout, tokens=replace(sublayers, layer=layer).run(layout))
+        return layout
 
     def _pruned_range(self, plan: ScalePlan) -> tuple[int, int]:
         depth = len(self.blocks)
@@ -235,11 +319,11 @@ class BlockStack:
         )
 
     def _layout(self, si: int, tokens: PackedTokens) -> _Layout:
-        start = self.schedule.offsets[si]
         row_ids = None if tokens.uniform else tokens.row_ids()
-        cos, sin = self.rope_table[:, start + tokens.indices]
-        layout = _Layout(tokens, Rope(cos, sin), row_ids)
-        return replace(layout, rope=Rope(layout.spread(cos), layout.spread(sin)))
+        cos, sin = self.rope_table
+        phases = Phases(cos, sin, tokens.indices.contiguous(), self.schedule.offsets[si])
+        layout = _Layout(tokens, phases, row_ids)
+        return layout if self.fused is not None else replace(layout, rope=layout.turned())
 
     def _guide(self, layout: _Layout, layer: int, scale: float) -> _Layout:
         tokens = layout.tokens
@@ -263,11 +347,42 @@ class _Sublayers:
     stack: BlockStack
     si: int
     layer: int
-    block: Block
-    shared: Tensor
     plan: ScalePlan
     policy: PolicyRun
-    write: bool
+    last: bool
+
+    @property
+    def block(self) -> Block:
+        return self.stack.blocks[self.layer]
+
+    @property
+    def write(self) -> bool:
+        return not self.last and self.plan.kv_write != "none"
+
+    def propagates(self, layout: _Layout) -> bool:
+        """Whether every position caches keys and values, computed or not."""
+        return self.plan.kv_source is not None and layout.pruned
+
+    def surroundings(self, layout: _Layout) -> Surroundings:
+        """What fused blocks need beside the tokens of ``layout``."""
+        stack, tokens = self.stack, layout.tokens
+
+        def reserve(layer: int) -> tuple[Slots, KeyValues]:
+            return stack.caches[layer].reserve(tokens, self.write, self.last)
+
+        def attend(q: Tensor, kv: KeyValues) -> Tensor:
+            return _attention(q, tokens, kv, 1.0, stack.attention)
+
+        return Surroundings(
+            layout.rows,
+            layout.phases,
+            tokens,
+            reserve,
+            attend,
+            stack.fused_text_kv,
+            stack.cu_seqlens_text[: tokens.rows + 1],
+            stack.modulation[:, : tokens.rows],
+        )
 
     def run(self, layout: _Layout) -> PackedTokens:
         tokens, events = layout.tokens, self.policy.events
@@ -288,11 +403,13 @@ class _Sublayers:
         return tokens.with_x(after)
 
     def _whole(self, layout: _Layout) -> Tensor:
+        if self.stack.fused is not None and not self.propagates(layout):
+            layers = range(self.layer, self.layer + 1)
+            return self.stack.fused.run(layout.tokens.x, layers, self.surroundings(layout))
         x = layout.spread(layout.tokens.x)
-        mod = self._modulation(layout)
-        return self.block(
-            x, mod, layout.rope, self._attend(layout), self._attend_text(layout)
-        ).flatten(0, 1)
+        mod, rope = self._modulation(layout), layout.turned()
+        attend, attend_text = self._attend(layout), self._attend_text(layout)
+        return self.block(x, mod, rope, attend, attend_text).flatten(0, 1)
 
     def _branch_by_branch(self, layout: _Layout) -> Tensor:
         x = layout.spread(layout.tokens.x)
@@ -315,9 +432,13 @@ class _Sublayers:
         return x.flatten(0, 1)
 
     def _branch(self, branch: Branch, layout: _Layout, x: Tensor) -> Tensor:
+        if self.stack.fused is not None:
+            around = self.surroundings(layout)
+            change = self.stack.fused.change(branch, self.layer, x.flatten(0, 1), around)
+            return change.view(x.shape)
         mod = self._modulation(layout)
         if branch == "self_attention":
-            return self.block.self_attention(x, mod, layout.rope, self._attend(layout))
+            return self.block.self_attention(x, mod, layout.turned(), self._attend(layout))
         if branch == "cross_attention":
             return self.block.cross_attention(x, self._attend_text(layout))
         return self.block.feed_forward(x, mod)
@@ -335,7 +456,8 @@ class _Sublayers:
         )
 
     def _modulation(self, layout: _Layout) -> Modulation:
-        parameters = self.block.modulation(self.shared).unbind(1)
+        shared = self.stack.active(self.stack.text.shared)[: layout.tokens.rows]
+        parameters = self.block.modulation(shared).unbind(1)
         return Modulation(*(layout.per_token(p) for p in parameters))
 
     def _attend(self, layout: _Layout) -> Attend:
@@ -344,10 +466,10 @@ class _Sublayers:
         def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             k, v = k.flatten(0, 1), v.flatten(0, 1)
             kv_tokens = tokens
-            if self.plan.kv_source is not None and layout.pruned:
+            if self.propagates(layout):
                 k, v, kv_tokens = self._propagate(k, v, tokens, layout)
             kv = stack.caches[self.layer].extend(k, v, kv_tokens, self.write)
-            return _attention(q, tokens, kv, 1.0, stack.attention)
+            return _attention(q.flatten(0, 1), tokens, kv, 1.0, stack.attention).view(q.shape)
 
         return attend
 
@@ -364,7 +486,8 @@ class _Sublayers:
         flat = (source + tokens.cu_seqlens[:-1, None].long()).reshape(-1)
         start = self.stack.schedule.offsets[self.si]
         own = self.stack.rope_table[:, start : start + n].repeat(1, tokens.rows, 1)
-        cos_s, sin_s = (t.flatten(0, 1)[flat] for t in (layout.rope.cos, layout.rope.sin))
+        rope = layout.turned()
+        cos_s, sin_s = (t.flatten(0, 1)[flat] for t in (rope.cos, rope.sin))
         cos_o, sin_o = own
         turned = apply_rope(
             k[flat], cos_o * cos_s + sin_o * sin_s, sin_o * cos_s - cos_o * sin_s
@@ -372,11 +495,20 @@ class _Sublayers:
         return turned, v[flat], pack_all(v[flat].flatten(1).unflatten(0, (tokens.rows, n)))
 
     def _attend_text(self, layout: _Layout) -> AttendText:
-        scale = self.block.ca.head_dim**-0.5
-        kv = self.stack.text_kv[self.layer]
+        scale, tokens, stack = self.block.ca.head_dim**-0.5, layout.tokens, self.stack
 
         def attend_text(q: Tensor) -> Tensor:
-            return _attention(q, layout.tokens, kv, scale, self.stack.attention)
+            packed = q.flatten(0, 1)
+            if stack.fused is not None:
+                cu_seqlens = stack.cu_seqlens_text[: tokens.rows + 1]
+                kv = stack.fused_text_kv[self.layer]
+                out = text_attention(
+                    packed, kv, tokens.cu_seqlens, cu_seqlens, tokens.max_seqlen, scale
+                )
+            else:
+                text_kv = stack.text_kv[self.layer]
+                out = _attention(packed, tokens, text_kv, scale, stack.attention)
+            return out.view(q.shape)
 
         return attend_text
 
@@ -384,15 +516,14 @@ class _Sublayers:
 def _attention(q: Tensor, tokens: PackedTokens, kv: KeyValues, scale: float, name: str) -> Tensor:
     ragged = not (tokens.uniform and kv.uniform)
     request = AttentionRequest.on(q.device, q.dtype, q.shape[-1], ragged=ragged, layout=kv.layout)
-    out = select(name, request)(
-        q.flatten(0, 1),
+    return select(name, request)(
+        q,
         kv,
         cu_seqlens_q=tokens.cu_seqlens,
         max_seqlen_q=tokens.max_seqlen,
         uniform_q=tokens.uniform,
         scale=scale,
     )
-    return out.view(q.shape)
 
 
 def _text_keys_values(block: Block, text: TextConditioning, start: int, stop: int) -> KeyValues:

@@ -197,7 +197,7 @@ def test_cache_holds_what_was_written_and_nothing_of_the_last_scale(
     assert [entry[0] for entry in lengths[:5]] == dense
     assert lengths[5] == (dense[-1] + 20, dense[-1] + 30) * 2
     assert lengths[6] == lengths[5]
-    assert stacks[-1].caches[0].k.shape[1] == schedule.offsets[-2]
+    assert stacks[-1].caches[0].capacity == schedule.offsets[-2]
 
 
 def test_unconditional_rows_end_with_the_last_guidance(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,103 @@
+"""The fused blocks and the fused decoder against the modules that define them.
+
+The kernels themselves run on CPU tensors with ``TRITON_INTERPRET=1`` where triton is installed, and
+with ``-m gpu`` on a CUDA device.
+"""
+
+import pytest
+import torch
+
+from infinity.config import TokenizerConfig
+from infinity.policy import PruningPolicy
+from infinity.sampling.loop import ScaleEnd
+from infinity.sampling.noise import PerImageNoise
+from infinity.schedule import scale_schedule
+from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.tokenizer.fused import FusedDecoder
+from infinity.transformer.fused import FusedBlocks
+from infinity.transformer.stack import Guidance
+from stepvar_patch.policies import FastVARPolicy, StepVARPolicy
+from tests.property.test_generation import Scripted
+from tests.toy import toy_model, toy_run, toy_settings, toy_text
+from tests.unit.test_fused_kernels import CUDA, devices
+
+anywhere = pytest.mark.parametrize("device", ["cpu", CUDA])
+"""On a CPU without the interpreter, the torch form of every kernel takes its place."""
+
+POLICIES: dict[str, PruningPolicy | None] = {
+    "dense": None,
+    "ragged": Scripted(counts=(40, 17)),
+    "range": Scripted(counts=(20, 20), plan={"layers": (1, 2)}),
+    "uncached": Scripted(counts=(9, 9), plan={"kv_write": "none"}),
+    "one half": Scripted(plan={"rows": "cond", "guidance": 1.0}),
+    "fastvar": FastVARPolicy(),
+    "layer": StepVARPolicy(scope="layer"),
+    "propagate": StepVARPolicy(kv_write="propagate"),
+}
+
+
+MODEL = toy_model().requires_grad_(False)
+
+
+def run(
+    policy: PruningPolicy | None, device: str, fused: bool, guidance: Guidance | None = None
+) -> list[ScaleEnd]:
+    model, schedule = MODEL.to(device), scale_schedule(1.0, "0.06M")
+    ends: list[ScaleEnd] = []
+    toy_run(
+        model,
+        toy_text(model, (3, 5)),
+        schedule,
+        settings=toy_settings(schedule, guidance=guidance, top_p=0.0),
+        policy=policy,
+        noise=PerImageNoise([5, 6], device),
+        fused=FusedBlocks(model) if fused else None,
+        on_scale_end=ends,
+    )
+    return ends
+
+
+@anywhere
+@pytest.mark.parametrize("name", POLICIES)
+def test_fused_blocks_give_the_same_logits(device: str, name: str) -> None:
+    plain, fused = (run(POLICIES[name], device, on) for on in (False, True))
+    for a, b in zip(plain, fused, strict=True):
+        torch.testing.assert_close(a.logits, b.logits, atol=2e-4, rtol=2e-4)
+        assert torch.equal(a.bits, b.bits)
+
+
+@anywhere
+@pytest.mark.parametrize("layers", [frozenset({1}), frozenset({0, 2})])
+def test_fused_blocks_with_hidden_guidance(device: str, layers: frozenset[int]) -> None:
+    guidance = Guidance(layers, False)
+    plain, fused = (run(None, device, on, guidance) for on in (False, True))
+    torch.testing.assert_close(plain[-1].logits, fused[-1].logits, atol=2e-4, rtol=2e-4)
+
+
+@anywhere
+@pytest.mark.parametrize("inside", [None, "layer", "branch"])
+def test_keeping_everything_is_dense_bit_for_bit(device: str, inside: str | None) -> None:
+    dense = run(None, device, True)
+    kept = run(Scripted(inside=inside), device, True)
+    assert torch.equal(dense[-1].latent, kept[-1].latent)
+    assert torch.equal(dense[-1].logits, kept[-1].logits)
+
+
+@devices
+@pytest.mark.parametrize("channels", [(1, 2), (1, 1, 3)])
+@pytest.mark.parametrize("images", [1, 2])
+def test_fused_decoder(device: str, channels: tuple[int, ...], images: int) -> None:
+    config = TokenizerConfig(
+        codebook_dim=6, patch_size=2, channels=32, channel_multipliers=channels, res_blocks=1
+    )
+    torch.manual_seed(0)
+    decoder = BSQTokenizer(config).eval().requires_grad_(False).decoder
+    for parameter in decoder.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.2 * torch.randn(parameter.shape))
+    decoder.to(device)
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    z = torch.randn(images, 6, 5, 7, generator=torch.Generator().manual_seed(1)).to(device)
+    exact, fast = decoder(z).clamp(-1, 1), FusedDecoder(decoder, dtype)(z)
+    limit = 1e-5 if device == "cpu" else 3e-2
+    assert (fast - exact).norm() / exact.norm() < limit
