@@ -16,11 +16,12 @@ from torch import Tensor
 
 from infinity.checkpoint import load_into
 from infinity.config import ModelConfig, Resolution
+from infinity.engine import Engine, EngineMode
 from infinity.errors import UserError
 from infinity.loading import open_model, own_text_encoder, resolve_device, resolve_dtype
 from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy, PruningPolicy
-from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
+from infinity.sampling.loop import SamplingSettings, ScaleEnd
 from infinity.sampling.noise import GeneratorNoise, NoiseSource, PerImageNoise
 from infinity.sampling.settings import PerScale, resolve_settings
 from infinity.schedule import ScaleSchedule
@@ -61,6 +62,8 @@ class InfinityPipeline:
         attention: backend name, or "auto".
         max_batch_size: images computed together. On CPU it is 1: larger batches gain nothing there,
             and one image at a time makes every image independent of the batch to the last bit.
+        engine: how calls are carried out, see :data:`infinity.engine.EngineMode`.
+        fp8: run the blocks' large matrix products in fp8 (Hopper and newer).
     """
 
     config: ModelConfig
@@ -73,6 +76,9 @@ class InfinityPipeline:
     policy: PruningPolicy = field(default_factory=DensePolicy)
     attention: str = "auto"
     max_batch_size: int = 1
+    engine: EngineMode = "plain"
+    fp8: bool = False
+    _engine: Engine | None = field(default=None, init=False, repr=False)
 
     @classmethod
     def from_pretrained(
@@ -84,6 +90,8 @@ class InfinityPipeline:
         device: str | None = None,
         dtype: str | None = None,
         encoder: TextEncoder | None = None,
+        engine: EngineMode = "plain",
+        fp8: bool = False,
     ) -> "InfinityPipeline":
         """The model at ``path``.
 
@@ -95,9 +103,12 @@ class InfinityPipeline:
             device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
             dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU, float32 on a CPU.
             encoder: used in place of the one in ``text_encoder``, which is then not read.
+            engine: how calls are carried out, see :data:`infinity.engine.EngineMode`.
+            fp8: run the blocks' large matrix products in fp8 (Hopper and newer).
 
         Raises:
-            UserError: a file is missing, corrupt or of another model; no such device or dtype.
+            UserError: a file is missing, corrupt or of another model; no such device or dtype; an
+                engine that does not run on the device.
         """
         path = Path(path)
         where = resolve_device(device)
@@ -125,6 +136,8 @@ class InfinityPipeline:
             device=where,
             dtype=precision,
             max_batch_size=1 if where.type == "cpu" else 8,
+            engine=engine,
+            fp8=fp8,
         )
 
     def __call__(
@@ -268,6 +281,9 @@ class InfinityPipeline:
     @torch.inference_mode()
     def decode_tensor(self, latent: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [−1, 1], fp32; each decoded alone, so that batches cannot change them."""
+        fused = self.carried_out_by().decoder(self.tokenizer.decoder, self.dtype)
+        if fused is not None:
+            return torch.cat([fused(one) for one in latent.split(1)])
         reduced = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=reduced):
             return torch.cat([self.tokenizer.decode(one) for one in latent.split(1)]).float()
@@ -275,6 +291,17 @@ class InfinityPipeline:
     def decode(self, latent: Float[Tensor, "b d h w"]) -> list[Image.Image]:
         """Pictures of summed codes, for example of a scale's latent so far."""
         return _as_output(self.decode_tensor(latent), "pil", truncate=False)
+
+    def carried_out_by(self) -> Engine:
+        """The engine at work; a new one if model, mode or fp8 have been changed.
+
+        Raises:
+            UserError: the mode, or fp8, does not run on the pipeline's device.
+        """
+        asked = (self.transformer, self.engine, self.fp8)
+        if self._engine is None or self._engine.asked != asked:
+            self._engine = Engine(self.transformer, mode=self.engine, fp8=self.fp8)
+        return self._engine
 
     @torch.inference_mode()
     def _latents(
@@ -290,8 +317,7 @@ class InfinityPipeline:
         rows = TextFeatures.stack([part.to(self.device) for part in text])
         if settings.guided:
             rows = self.transformer.with_unconditional(rows, negative)
-        return generate_latents(
-            self.transformer,
+        return self.carried_out_by().latents(
             self.transformer.condition(rows),
             schedule,
             settings,

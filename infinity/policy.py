@@ -10,7 +10,7 @@ token, d latent channels.
 
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor
@@ -185,7 +185,12 @@ class PolicyRun(Protocol):
 
 @runtime_checkable
 class PruningPolicy(Protocol):
-    """A method that decides which tokens, rows and scales are worth computing: settings only."""
+    """A method that decides which tokens, rows and scales are worth computing: settings only.
+
+    A policy whose class has ``replayable = True`` promises that what a call does on the host, with
+    all shapes, follows from the settings alone, and that its run is of no use to anyone after the
+    call: then a call may be recorded into CUDA graphs and replayed without asking it again.
+    """
 
     @property
     def name(self) -> str: ...
@@ -222,6 +227,7 @@ class DenseRun:
 class DensePolicy:
     """Computes every token of every scale."""
 
+    replayable: ClassVar[bool] = True
     name: str = "dense"
 
     def start(self, request: PolicyRequest) -> PolicyRun:

@@ -142,6 +142,7 @@ def load_for_run(
     pipeline = load_pipeline(config.model, **words)
     if memory == "low":
         pipeline.tokenizer.decoder = BandedDecoder(pipeline.tokenizer.decoder)
+        pipeline.engine = "plain"  # recordings keep their memory between calls
     if config.quantize is not None:
         quantize_int8(pipeline.transformer)
         gc.collect()

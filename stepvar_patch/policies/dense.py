@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from infinity.errors import UserError
 from infinity.policy import PolicyRequest, PolicyRun, ScalePlan, ScaleView
@@ -18,6 +18,7 @@ class DensePolicy:
         scales: rule per scale; keep_ratio must stay 1.
     """
 
+    replayable: ClassVar[bool] = True
     kind: Literal["dense"] = "dense"
     scales: Mapping[str | int, ScaleRule] = field(default_factory=dict)
 

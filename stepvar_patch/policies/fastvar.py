@@ -4,7 +4,7 @@ Shape legend: B images, b rows, N positions, C width.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
 from jaxtyping import Float
@@ -45,6 +45,7 @@ class FastVARPolicy:
     Deviation: kept tokens stay in spatial order, which attention does not see.
     """
 
+    replayable: ClassVar[bool] = True
     kind: Literal["fastvar"] = "fastvar"
     scales: Scales = field(
         default_factory=lambda: {

@@ -5,7 +5,7 @@ Shape legend: B images, N positions of the scale, C width.
 """
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float
 from torch import Tensor
@@ -25,6 +25,7 @@ class OraclePolicy(Selection):
     It needs a recorded dense run: draw with :func:`draw_with_oracle`.
     """
 
+    replayable: ClassVar[bool] = False
     kind: Literal["oracle"] = "oracle"
 
     @property

@@ -5,7 +5,7 @@ Shape legend: B images, b rows (conditional first), N positions of the scale, C 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Le
 from jaxtyping import Float
@@ -74,6 +74,7 @@ class Selection:
         min_coverage: g, at least one kept token in every g × g square (S12, ours); 0 = off.
     """
 
+    replayable: ClassVar[bool] = True
     scales: Mapping[str | int, ScaleRule] = field(default_factory=lambda: dict(BALANCED))
     scope: Literal["scale", "layer", "branch"] = "scale"
     layers: tuple[Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Le(1)]] = (0.0, 1.0)

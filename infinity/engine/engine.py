@@ -1,0 +1,183 @@
+"""How a generation call is carried out: plain modules, fused kernels, or recorded CUDA graphs."""
+
+import logging
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from infinity.engine.graphs import CallKey, Memory, Recording
+from infinity.errors import UserError
+from infinity.ops.fused import why_not
+from infinity.policy import PruningPolicy
+from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
+from infinity.sampling.noise import NoiseSource, PerImageNoise
+from infinity.schedule import ScaleSchedule
+from infinity.timing import NO_TIMER, StageTimer
+from infinity.tokenizer.autoencoder import Decoder
+from infinity.tokenizer.fused import FusedDecoder
+from infinity.transformer.fused import FusedBlocks, text_room
+from infinity.transformer.model import InfinityTransformer, TextConditioning
+
+_log = logging.getLogger(__name__)
+
+EngineMode = Literal["auto", "plain", "eager", "graphs"]
+"""``plain``: the modules as they read. ``eager``: fused kernels, launched one by one. ``graphs``:
+fused kernels, and calls that come a second time recorded into CUDA graphs. ``auto``: graphs where
+the kernels run, else plain, with the reason in the log.
+"""
+
+
+def _why_plain(model: InfinityTransformer) -> str | None:
+    """None if the fused kernels can run ``model``, else the reason why not."""
+    if any(type(parameter.data) is not Tensor for parameter in model.parameters()):
+        return "the kernels read plain matrices, not quantised ones"
+    return why_not(model.device)
+
+
+_MOST_RECORDINGS = 8
+_MOST_SEEN = 64
+
+
+class Engine:
+    """Carries out calls on one model.
+
+    Args:
+        model: its parameters must stay where they are.
+        mode: see :data:`EngineMode`.
+        fp8: the blocks' large matrix products in fp8.
+
+    Raises:
+        UserError: the mode, or fp8, does not run on the model's device.
+    """
+
+    def __init__(
+        self, model: InfinityTransformer, *, mode: EngineMode = "auto", fp8: bool = False
+    ) -> None:
+        self.asked = (model, mode, fp8)
+        self.model, device = model, model.device
+        reason = _why_plain(model)
+        if mode in ("eager", "graphs") and reason is not None:
+            raise UserError(f"engine is {mode}, but {reason}; allowed: auto or plain")
+        if mode == "graphs" and device.type != "cuda":
+            raise UserError("engine is graphs, which needs a CUDA device; allowed: auto or plain")
+        if mode == "auto":
+            mode = "graphs" if reason is None and device.type == "cuda" else "plain"
+            if reason is not None:
+                _log.info("engine: plain, because %s", reason)
+        if fp8 and (
+            mode == "plain"
+            or device.type != "cuda"
+            or torch.cuda.get_device_capability(device) < (9, 0)
+        ):
+            raise UserError(
+                "fp8 needs engine eager or graphs on a GPU of compute capability 9.0; "
+                "allowed here: fp8 off"
+            )
+        self.mode = mode
+        self._fused = None if mode == "plain" else FusedBlocks(model, fp8=fp8)
+        self._recordings: list[tuple[CallKey, Recording]] = []
+        self._seen: list[CallKey] = []
+        self._refused: list[CallKey] = []
+        self._decoder: tuple[Decoder, FusedDecoder] | None = None
+        self._memory = None
+        if mode == "graphs":
+            self._memory = Memory(device, self._recordings.clear)
+            self._pool = torch.cuda.graph_pool_handle()
+            self._stream = torch.cuda.Stream(device)
+
+    @torch.inference_mode()
+    def latents(
+        self,
+        text: TextConditioning,
+        schedule: ScaleSchedule,
+        settings: SamplingSettings,
+        noise: NoiseSource,
+        policy: PruningPolicy,
+        *,
+        images: int,
+        gains: Tensor | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        attention: str = "auto",
+        on_scale_end: Callable[[ScaleEnd], None] | None = None,
+        timer: StageTimer = NO_TIMER,
+    ) -> Tensor:
+        """Summed codes; arguments as of :func:`~infinity.sampling.loop.generate_latents`."""
+
+        def generate(
+            text: TextConditioning,
+            noise: NoiseSource,
+            around: Callable | None,
+            on_scale_end: Callable[[ScaleEnd], None] | None,
+        ) -> Tensor:
+            extra = {} if around is None else {"around": around}
+            return generate_latents(
+                self.model,
+                text,
+                schedule,
+                settings,
+                noise,
+                policy,
+                images=images,
+                gains=gains,
+                decode=decode,
+                attention=attention,
+                on_scale_end=on_scale_end,
+                timer=timer,
+                fused=self._fused,
+                memory=self._memory,
+                **extra,
+            )
+
+        replayable = getattr(policy, "replayable", False) and isinstance(noise, PerImageNoise)
+        if self.mode == "graphs" and replayable:
+            assert isinstance(noise, PerImageNoise)
+            listening = on_scale_end is not None
+            rows = len(text.lengths)
+            room = text_room(len(text.context), rows)
+            key = CallKey(policy, schedule, settings, images, rows, room, attention, listening)
+            recording = self._recording(key, generate, text, noise)
+            if recording is not None:
+                return recording(text, noise, on_scale_end, timer)
+        return generate(text, noise, None, on_scale_end)
+
+    def decoder(self, decoder: torch.nn.Module, dtype: torch.dtype) -> FusedDecoder | None:
+        """``decoder`` in fused form; None where it must run as it reads."""
+        if self.mode == "plain" or dtype == torch.float32 or type(decoder) is not Decoder:
+            return None
+        if self._decoder is None or self._decoder[0] is not decoder:
+            self._decoder = decoder, FusedDecoder(decoder, dtype)
+        return self._decoder[1]
+
+    def _recording(
+        self, key: CallKey, generate: Callable, text: TextConditioning, noise: PerImageNoise
+    ) -> Recording | None:
+        """The recording of calls like ``key``: made when one comes for the second time."""
+        for index, (known, recording) in enumerate(self._recordings):
+            if known == key:
+                self._recordings.append(self._recordings.pop(index))
+                return recording
+        if key in self._refused:
+            return None
+        if key not in self._seen:
+            # The first call compiles kernels and sets memory aside, which a recording cannot.
+            self._seen = [*self._seen[-_MOST_SEEN:], key]
+            return None
+        del self._recordings[: max(0, len(self._recordings) + 1 - _MOST_RECORDINGS)]
+        try:
+            recording = Recording(
+                generate,
+                text,
+                noise,
+                listening=key.listening,
+                pool=self._pool,
+                stream=self._stream,
+            )
+        except RuntimeError as error:
+            first = str(error).splitlines()[0]
+            _log.warning("engine: calls with policy %s are not recorded: %s", key.policy, first)
+            self._refused = [*self._refused[-_MOST_SEEN:], key]
+            return None
+        self._recordings.append((key, recording))
+        return recording

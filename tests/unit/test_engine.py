@@ -1,0 +1,116 @@
+"""How calls are carried out: the choice of an engine, and recorded calls against eager ones."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from infinity.engine import Engine
+from infinity.errors import UserError
+from infinity.policy import DensePolicy, PruningPolicy
+from infinity.sampling.loop import ScaleEnd
+from infinity.sampling.noise import PerImageNoise
+from infinity.schedule import scale_schedule
+from infinity.transformer.fused import text_room
+from stepvar_patch.policies import FastVARPolicy, LDPruningPolicy, OraclePolicy, StepVARPolicy
+from stepvar_patch.rules import ScaleRule
+from tests.property.test_generation import Scripted
+from tests.toy import toy_model, toy_settings, toy_text
+
+ALL = ScaleRule(keep_ratio=0.9999)
+"""Less than 1, so that tokens are chosen, and rounded to all of them."""
+
+
+def test_without_a_gpu_the_modules_run_as_they_read(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO, "infinity.engine.engine"):
+        engine = Engine(toy_model())
+    assert engine.mode == "plain"
+    assert "engine: plain, because" in caplog.text
+    assert engine.decoder(torch.nn.Identity(), torch.bfloat16) is None
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [({"mode": "graphs"}, "engine is graphs, "), ({"fp8": True}, "fp8 needs engine")],
+)
+def test_what_cannot_run_is_refused(words: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        Engine(toy_model(), **words)
+
+
+def test_only_policies_that_promise_it_are_replayed() -> None:
+    promised = {
+        type(policy).__name__: getattr(policy, "replayable", False)
+        for policy in (DensePolicy(), StepVARPolicy(), FastVARPolicy(), OraclePolicy(), Scripted())
+    }
+    assert promised == {
+        "DensePolicy": True,
+        "StepVARPolicy": True,
+        "FastVARPolicy": True,
+        "OraclePolicy": False,
+        "Scripted": False,
+    }
+
+
+def test_prompts_of_similar_length_share_a_recording() -> None:
+    assert [text_room(n, 2) for n in (4, 63, 128, 129)] == [128, 128, 128, 256]
+
+
+def call(
+    engine: Engine, seeds: tuple[int, ...], policy: PruningPolicy, ends: list[ScaleEnd] | None
+) -> Tensor:
+    model, schedule = engine.model, scale_schedule(1.0, "0.06M")
+    text = model.with_unconditional(toy_text(model, (3, 5), seed=seeds[0]))
+    return engine.latents(
+        model.condition(text),
+        schedule,
+        toy_settings(schedule),
+        PerImageNoise(seeds, model.device),
+        policy,
+        images=2,
+        on_scale_end=None if ends is None else ends.append,
+    )
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("listening", [False, True])
+@pytest.mark.parametrize(
+    "policy",
+    [DensePolicy(), StepVARPolicy(), FastVARPolicy(), StepVARPolicy(scope="layer")],
+    ids=["dense", "stepvar", "fastvar", "layer"],
+)
+def test_recorded_calls_are_eager_ones_bit_for_bit(policy: PruningPolicy, listening: bool) -> None:
+    model = toy_model().requires_grad_(False).set_compute_dtype(torch.bfloat16).to("cuda")
+    eager, graphs = Engine(model, mode="eager"), Engine(model, mode="graphs")
+    for seed in range(4):
+        seen: list[list[ScaleEnd]] = [[], []]
+        latents = [
+            call(engine, (seed, seed + 9), policy, heard if listening else None)
+            for engine, heard in zip((eager, graphs), seen, strict=True)
+        ]
+        assert torch.equal(*latents)
+        for a, b in zip(*seen, strict=True):
+            assert torch.equal(a.logits, b.logits)
+            assert torch.equal(a.latent, b.latent)
+    assert len(graphs._recordings) == 1
+
+
+@pytest.mark.gpu
+def test_keeping_everything_is_dense_bit_for_bit_with_graphs() -> None:
+    model = toy_model().requires_grad_(False).set_compute_dtype(torch.bfloat16).to("cuda")
+    engine = Engine(model, mode="graphs")
+    everything = StepVARPolicy(scales={"-1": ALL, "-2": ALL})
+    for seed in range(3):
+        dense, kept = (call(engine, (seed, 7), p, None) for p in (DensePolicy(), everything))
+        assert torch.equal(dense, kept)
+
+
+@pytest.mark.gpu
+def test_calls_that_wait_for_the_device_are_left_unrecorded() -> None:
+    model = toy_model().requires_grad_(False).set_compute_dtype(torch.bfloat16).to("cuda")
+    engine = Engine(model, mode="graphs")
+    for seed in range(3):
+        assert call(engine, (seed, 7), LDPruningPolicy(), None).isfinite().all()
+    assert not engine._recordings
