@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import Tensor
 
 from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
 from infinity.text.base import TextFeatures
+from infinity.text.graphs import EncoderGraphs
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +33,8 @@ class T5Encoder:
         self._model, self._tokenizer = model, tokenizer
         self.width: int = model.config.d_model
         self.max_tokens = max_tokens
+        on_gpu = model.device.type == "cuda"
+        self._graphs = EncoderGraphs(self._masked, model.device) if on_gpu else None
 
     @classmethod
     def from_directory(
@@ -76,5 +80,10 @@ class T5Encoder:
 
     def _encode_one(self, prompt: str) -> torch.Tensor:
         ids = self._tokenizer(prompt, truncation=True, max_length=self.max_tokens).input_ids
+        if self._graphs is not None:
+            return self._graphs(ids)
         input_ids = torch.tensor([ids], device=self._model.device)
         return self._model(input_ids=input_ids).last_hidden_state[0].float()
+
+    def _masked(self, ids: Tensor, mask: Tensor) -> Tensor:
+        return self._model(input_ids=ids, attention_mask=mask).last_hidden_state

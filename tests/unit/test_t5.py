@@ -95,3 +95,16 @@ def test_width_must_be_the_models(folder: Path) -> None:
     wanted = TextEncoderConfig(kind="t5", width=2048, max_tokens=512)
     with pytest.raises(UserError, match=r"width 32.*trained on width 2048"):
         load_text_encoder(wanted, folder, CPU, torch.float32)
+
+
+@pytest.mark.gpu
+def test_recorded_passes_give_the_unpadded_rows(folder: Path) -> None:
+    plain = T5Encoder.from_directory(folder, max_tokens=64, device=CPU, dtype=torch.float32)
+    recorded = T5Encoder.from_directory(
+        folder, max_tokens=64, device=torch.device("cuda"), dtype=torch.float32
+    )
+    for prompt in ("cat", "", "cat dog cow cat"):
+        wanted = plain.encode([prompt]).rows
+        torch.testing.assert_close(recorded.encode([prompt]).rows.cpu(), wanted, atol=1e-4, rtol=0)
+    assert recorded._graphs is not None
+    assert recorded._graphs.recorded
