@@ -76,7 +76,7 @@ class InfinityPipeline:
     policy: PruningPolicy = field(default_factory=DensePolicy)
     attention: str = "auto"
     max_batch_size: int = 1
-    engine: EngineMode = "plain"
+    engine: EngineMode = "auto"
     fp8: bool = False
     _engine: Engine | None = field(default=None, init=False, repr=False)
 
@@ -90,7 +90,7 @@ class InfinityPipeline:
         device: str | None = None,
         dtype: str | None = None,
         encoder: TextEncoder | None = None,
-        engine: EngineMode = "plain",
+        engine: EngineMode = "auto",
         fp8: bool = False,
     ) -> "InfinityPipeline":
         """The model at ``path``.

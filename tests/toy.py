@@ -29,7 +29,9 @@ def toy_model(*, patchify: bool = False, depth: int = 3, seed: int = 0) -> Infin
         text_width=128,
         text_max_tokens=12,
     )
-    model = InfinityTransformer(config).eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = InfinityTransformer(config).eval()
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

@@ -30,10 +30,10 @@ def truncate(
     if top_k == 1:
         logits = logits.masked_fill(logits < logits.amax(-1, keepdim=True), float("-inf"))
     if top_p > 0:
-        ordered, order = logits.sort(dim=-1, stable=True)
-        smaller = ordered.softmax(-1)[..., :1]
+        smaller = (logits[..., 1:] < logits[..., :1]).long()
+        probability = logits.softmax(-1).gather(-1, smaller)
         value = torch.arange(2, device=logits.device)
-        removed = (smaller.double() <= 1 - top_p) & (order[..., :1] == value)
+        removed = (probability.double() <= 1 - top_p) & (smaller == value)
         logits = logits.masked_fill(removed, float("-inf"))
     return logits
 

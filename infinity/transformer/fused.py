@@ -36,6 +36,9 @@ GATE_SA, GATE_FFN, SCALE_SA, SCALE_FFN, SHIFT_SA, SHIFT_FFN = range(6)
 
 
 _TEXT_STEP = 64
+_FP8_TOKENS = 256
+"""Fewer tokens are multiplied in the weights' dtype: cuBLASLt has no fp8 product with a factor per
+row for some of those shapes."""
 
 
 def text_room(text_rows: int, prompts: int) -> int:
@@ -186,7 +189,7 @@ class FusedBlocks:
             "cross_attention": layer.text_norm,
             "ffn": Affine(mod[:, SCALE_FFN], mod[:, SHIFT_FFN]),
         }[branch]
-        small = self.fp8 and branch != "cross_attention"
+        small = self._small(len(x)) and branch != "cross_attention"
         return residual_norm(
             x,
             around.rows,
@@ -197,6 +200,9 @@ class FusedBlocks:
             quantise=small,
             out=out,
         )
+
+    def _small(self, total: int) -> bool:
+        return self.fp8 and total >= _FP8_TOKENS
 
     def _gate(self, branch: BranchName, index: int, around: Surroundings) -> Tensor | None:
         if branch == "cross_attention":
@@ -213,7 +219,7 @@ class FusedBlocks:
             slots, seen = around.reserve(index)
             q = rotate_and_cache(qkv, layer.head_scales, around.phases, around.rows, slots)
             out = around.attend(q, seen).flatten(1)
-            return layer.proj(quantise(out) if self.fp8 else out)
+            return layer.proj(quantise(out) if isinstance(h, Quantised) else out)
         if branch == "cross_attention":
             q = layer.text_q(h).unflatten(-1, (layer.heads, layer.head_dim))
             out = text_attention(

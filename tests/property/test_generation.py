@@ -61,9 +61,12 @@ class ScriptedRun(DenseRun):
         super().__init__(request)
         self.script = script
 
-    def keep(self, positions: int) -> KeepSet:
+    def keep(self, positions: int, device: torch.device) -> KeepSet:
         counts = self.script.counts or (positions,) * self.request.images
-        rows = [torch.arange(n) * positions // n for n in (min(c, positions) for c in counts)]
+        rows = [
+            torch.arange(n, device=device) * positions // n
+            for n in (min(c, positions) for c in counts)
+        ]
         return KeepSet(torch.cat(rows), tuple(len(r) for r in rows))
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
@@ -72,13 +75,13 @@ class ScriptedRun(DenseRun):
         plan = self.script.plan
         if self.script.inside:
             return ScalePlan(inside=self.script.inside, **plan)
-        keep = self.keep(view.grid[0] * view.grid[1])
+        keep = self.keep(view.grid[0] * view.grid[1], view.x.device)
         restore = {} if "restore_codes" in plan else {"restore": overwrite}
         return ScalePlan(keep=keep, **restore, **plan)
 
     def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None:
         restore = overwrite if branch == "layer" else overwrite_change
-        return BranchPlan(self.keep(x.shape[1]), restore)
+        return BranchPlan(self.keep(x.shape[1], x.device), restore)
 
 
 @dataclass(frozen=True)
@@ -311,7 +314,7 @@ def test_propagated_keys_equal_dense_ones_when_everything_is_kept() -> None:
 
     class PropagatingRun(ScriptedRun):
         def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
-            keep = self.keep(view.grid[0] * view.grid[1])
+            keep = self.keep(view.grid[0] * view.grid[1], view.x.device)
             source = keep.indices.view(len(keep.counts), -1)
             return ScalePlan(keep=keep, restore=overwrite, kv_write="propagate", kv_source=source)
 

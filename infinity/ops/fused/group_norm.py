@@ -76,7 +76,7 @@ def add(
     square = torch.empty_like(mean)
     write = y is not None or bias is not None
     out = torch.empty_like(x) if write else x
-    _add_kernel[(parts, images)](
+    _map_add_kernel[(parts, images)](
         x,
         x if y is None else y,
         x if bias is None else bias,
@@ -121,7 +121,7 @@ def norm_silu(
     parts = moments.mean.shape[1]
     size = channels // groups
     block = power_of_two(size)
-    _merge_kernel[(groups, images)](
+    _map_merge_kernel[(groups, images)](
         moments.mean,
         moments.square,
         weight,
@@ -142,7 +142,7 @@ def norm_silu(
     )
     out = torch.empty_like(x)
     tile = max(1, min(_TILE // power_of_two(channels), power_of_two(pixels)))
-    _apply_kernel[(-(-pixels // tile), images)](
+    _map_apply_kernel[(-(-pixels // tile), images)](
         x,
         factor,
         offset,
@@ -163,7 +163,7 @@ def upsample(
     images, pixels, channels = x.shape
     out = x.new_empty((images, 4 * pixels, channels))
     tile = max(1, min(4096 // power_of_two(channels), power_of_two(pixels)))
-    _upsample_kernel[(-(-pixels // tile), images)](
+    _map_upsample_kernel[(-(-pixels // tile), images)](
         x,
         y,
         bias,
@@ -184,7 +184,7 @@ if triton is not None:
     import triton.language as tl
 
     @kernel
-    def _add_kernel(
+    def _map_add_kernel(
         x_ptr,
         y_ptr,
         bias_ptr,
@@ -235,7 +235,7 @@ if triton is not None:
         tl.store(square_ptr + to, tl.maximum(square, 0.0), mask=wide)
 
     @kernel
-    def _merge_kernel(
+    def _map_merge_kernel(
         mean_ptr,
         square_ptr,
         weight_ptr,
@@ -288,7 +288,7 @@ if triton is not None:
         tl.store(offset_ptr + to, (bias - mean_all) * weight + shift, mask=wide)
 
     @kernel
-    def _apply_kernel(
+    def _map_apply_kernel(
         x_ptr,
         factor_ptr,
         offset_ptr,
@@ -312,7 +312,7 @@ if triton is not None:
         tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=mask)
 
     @kernel
-    def _upsample_kernel(
+    def _map_upsample_kernel(
         x_ptr,
         y_ptr,
         bias_ptr,

@@ -21,7 +21,9 @@ def quantise(x: Float[Tensor, "total width"], *, gelu: bool = False) -> Quantise
     total, width = x.shape
     values, scale = x.new_empty(x.shape, dtype=FP8), x.new_empty(total, dtype=torch.float32)
     block = power_of_two(width)
-    _kernel[(total,)](x, values, scale, width, GELU=gelu, BLOCK=block, num_warps=_warps(block))
+    _quantise_kernel[(total,)](
+        x, values, scale, width, GELU=gelu, BLOCK=block, num_warps=_warps(block)
+    )
     return Quantised(values, scale)
 
 
@@ -33,7 +35,9 @@ if triton is not None:
     import triton.language as tl
 
     @kernel
-    def _kernel(x_ptr, values_ptr, scale_ptr, width, GELU: tl.constexpr, BLOCK: tl.constexpr):
+    def _quantise_kernel(
+        x_ptr, values_ptr, scale_ptr, width, GELU: tl.constexpr, BLOCK: tl.constexpr
+    ):
         token = tl.program_id(0).to(tl.int64)
         c = tl.arange(0, BLOCK)
         inside = c < width

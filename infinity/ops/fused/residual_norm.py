@@ -124,7 +124,7 @@ def residual_norm(
     scale, shift = (affine.scale, affine.shift) if affine else (dummy, dummy)
     gate = None if branch is None else branch.gate
     block = power_of_two(width)
-    _kernel[(total,)](
+    _residual_norm_kernel[(total,)](
         x,
         stream,
         dummy if branch is None else branch.out,
@@ -159,7 +159,7 @@ if triton is not None:
     import triton.language as tl
 
     @kernel
-    def _kernel(
+    def _residual_norm_kernel(
         x_ptr,
         stream_ptr,
         branch_ptr,

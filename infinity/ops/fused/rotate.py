@@ -92,7 +92,7 @@ def rotate_and_cache(
     k = slots.k
     if k.stride() != slots.v.stride() or k.stride(3) != 1 or k.stride(2) != dim:
         raise ValueError("keys and values need equal strides and contiguous heads")
-    _kernel[(total,)](
+    _rotate_kernel[(total,)](
         qkv,
         scale,
         phases.cos,
@@ -131,7 +131,7 @@ if triton is not None:
         return tl.interleave(cos * even - sin * odd, sin * even + cos * odd)
 
     @kernel
-    def _kernel(
+    def _rotate_kernel(
         qkv_ptr,
         scale_ptr,
         cos_ptr,

@@ -53,7 +53,7 @@ def text_attention(
     out = torch.empty_like(q)
     block_q = 16 if max_seqlen_q <= 16 else 64 if max_seqlen_q <= 512 else 128
     rows = len(cu_seqlens_q) - 1
-    _kernel[(-(-max_seqlen_q // block_q), heads, rows)](
+    _text_attention_kernel[(-(-max_seqlen_q // block_q), heads, rows)](
         q,
         kv,
         cu_seqlens_q,
@@ -75,7 +75,7 @@ if triton is not None:
     import triton.language as tl
 
     @kernel
-    def _kernel(
+    def _text_attention_kernel(
         q_ptr,
         kv_ptr,
         cu_q_ptr,

@@ -22,7 +22,7 @@ def philox_uniform(keys: Int64[Tensor, " images"], si: int, count: int) -> Float
     """
     out = keys.new_empty((len(keys), count), dtype=torch.float32)
     blocks = -(-count // 4)
-    _kernel[(-(-blocks // _BLOCK), len(keys))](keys, out, si, count, BLOCK=_BLOCK)
+    _philox_kernel[(-(-blocks // _BLOCK), len(keys))](keys, out, si, count, BLOCK=_BLOCK)
     return out
 
 
@@ -35,7 +35,7 @@ if triton is not None:
         return ((word >> 9).to(tl.int32).to(tl.float32) + 0.5) * 1.1920928955078125e-07
 
     @kernel
-    def _kernel(key_ptr, out_ptr, si, count, BLOCK: tl.constexpr):
+    def _philox_kernel(key_ptr, out_ptr, si, count, BLOCK: tl.constexpr):
         image = tl.program_id(1).to(tl.int64)
         block = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         zero = block * 0
