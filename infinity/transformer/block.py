@@ -85,8 +85,8 @@ class SelfAttention(nn.Module):
             -1, (3, self.heads, self.head_dim)
         )
         q, k, v = qkv.unbind(-3)
-        scaled = F.normalize(q.float(), dim=-1, eps=1e-12) * head_scales(self.scale_mul_1H11)
-        q = apply_rope(scaled, rope.cos, rope.sin)
+        scale = head_scales(self.scale_mul_1H11)
+        q = apply_rope(F.normalize(q.float(), dim=-1, eps=1e-12) * scale, rope.cos, rope.sin)
         k = apply_rope(F.normalize(k.float(), dim=-1, eps=1e-12), rope.cos, rope.sin)
         return q.to(v.dtype), k.to(v.dtype), v
 
