@@ -7,6 +7,7 @@ scores without matrix products are left out. A policy takes part by runs with a 
 Symbols: N positions of a scale, M kept, S keys seen, C width, F FFN width, T text rows.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -177,7 +178,7 @@ def solve(
         rules = {k: replace(scales[k], keep_ratio=ratio) for k, ratio in ratios.items()}
         return replace(policy, scales=scales | rules)  # type: ignore[type-var]
 
-    low, high = 0.0, 1 / min(drops.values())
+    low, high = 0.0, _widest(scaled, 1 / min(drops.values()), request)
     reachable = speedup(scaled(high), model, request, **how)
     least = speedup(scaled(low), model, request, **how)
     if not least <= target_speedup <= reachable:
@@ -190,6 +191,26 @@ def solve(
         enough = speedup(scaled(middle), model, request, **how) >= target_speedup
         low, high = (low, middle) if enough else (middle, high)
     return scaled(high)
+
+
+def _widest(scaled: Callable[[float], Any], high: float, request: PolicyRequest) -> float:
+    """The largest factor up to ``high`` whose policy starts; its ratios as written must."""
+
+    def starts(factor: float) -> bool:
+        try:
+            scaled(factor).start(request)
+        except UserError:
+            return False
+        return True
+
+    if starts(high):
+        return high
+    scaled(1.0).start(request)
+    low = 1.0
+    for _ in range(24):
+        middle = (low + high) / 2
+        low, high = (middle, high) if starts(middle) else (low, middle)
+    return low
 
 
 @dataclass

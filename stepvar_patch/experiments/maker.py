@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from PIL import Image
@@ -28,7 +28,15 @@ interpreter's lock."""
 def versions() -> dict[str, str]:
     """Versions of what an image's bits depend on."""
     names = ("stepvar", "torch", "pillow")
-    return {"python": platform.python_version(), **{name: version(name) for name in names}}
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def _version(name: str) -> str:
+    """Of an installed package; a checkout that is only on the path is none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
 
 
 def settings_of(config: ImageSettings, pipeline: Any) -> dict[str, Any]:

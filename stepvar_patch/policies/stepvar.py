@@ -16,7 +16,7 @@ from infinity.errors import UserError
 from infinity.policy import PolicyRequest
 from infinity.schedule import Grid
 from stepvar_patch.policies.selection import Score, Selection
-from stepvar_patch.scores.structure import principal_directions, structure_score
+from stepvar_patch.scores.structure import principal_directions, structure_edges, structure_score
 from stepvar_patch.scores.texture import TextureFilter, texture_score
 from stepvar_patch.select import ranks, split_quota
 
@@ -29,6 +29,9 @@ class StepVARPolicy(Selection):
         structure_share: weight of the structure score, the texture score having the rest; 0 or 1
             leaves one of them out. Published is ``w_str·s_str + s_txt`` without a value: a share of
             ``w_str / (1 + w_str)``; equal weights are ours (S4).
+        structure: what of the projection on the principal directions counts: its ``magnitude``
+            (published), or the length of its spatial ``gradient``, which is large at outlines, where
+            the magnitude vanishes (ours).
         normalise: what makes the two comparable (S4; not published): divided by the mean over the
             tokens, left raw, standardised, or ranked.
         combine: ``sum`` (published); ``product`` of powers; ``max`` of the weighted scores;
@@ -46,6 +49,7 @@ class StepVARPolicy(Selection):
 
     kind: Literal["stepvar"] = "stepvar"
     structure_share: Annotated[float, Ge(0), Le(1)] = 0.5
+    structure: Literal["magnitude", "gradient"] = "magnitude"
     normalise: Literal["mean", "raw", "zscore", "rank"] = "mean"
     combine: Literal["sum", "product", "max", "split"] = "sum"
     features: Literal["raw", "layer_norm", "unit"] = "raw"
@@ -86,7 +90,7 @@ class _StepVARScore:
         x = _features(x, policy.features)
         if share == 0:
             return texture_score(x, grid, policy.texture_filter)
-        structure = self.structure(x)
+        structure = self.structure(x, grid)
         if share == 1:
             return structure
         texture = texture_score(x, grid, policy.texture_filter)
@@ -99,14 +103,16 @@ class _StepVARScore:
             return torch.maximum(share * structure, (1 - share) * texture)
         return share * structure + (1 - share) * texture
 
-    def structure(self, x: Float[Tensor, "b n width"]) -> Float[Tensor, "b n"]:
-        """Projection on the principal directions, found here."""
+    def structure(self, x: Float[Tensor, "b n width"], grid: Grid) -> Float[Tensor, "b n"]:
+        """Structure score along the principal directions, found here."""
         policy, start = self.policy, None
         if policy.start_vector == "previous" and self.directions is not None:
             start = self.directions if len(self.directions) == len(x) else None
         self.directions = principal_directions(
             x, iterations=policy.iterations, components=policy.components, start=start
         )
+        if policy.structure == "gradient":
+            return structure_edges(x, self.directions, grid)
         return structure_score(x, self.directions)
 
 

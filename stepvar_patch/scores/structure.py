@@ -6,6 +6,9 @@ Shape legend: b rows, N positions, C width, q components.
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from torch.nn import functional as F
+
+from infinity.schedule import Grid
 
 
 def principal_directions(
@@ -56,6 +59,24 @@ def structure_score(
     Source: StepVAR (spec pruning-methods §1.2); the root of summed squares for q > 1 is ours (S6).
     """
     return (_centred(x) @ directions).square().sum(-1).sqrt()
+
+
+def structure_edges(
+    x: Float[Tensor, "b n width"], directions: Float[Tensor, "b width components"], grid: Grid
+) -> Float[Tensor, "b n"]:
+    """Length of the spatial gradient of the projection on ``directions``; higher = keep.
+
+    The projection itself is largest inside regions and passes through zero at the outline between
+    them; its gradient is largest at the outline. Differences are central, one-sided at the border.
+
+    Source: ours; StepVAR publishes :func:`structure_score`.
+    """
+    h, w = grid
+    maps = (_centred(x) @ directions).mT.unflatten(2, (h, w))
+    padded = F.pad(maps, (1, 1, 1, 1), mode="replicate")
+    down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
+    across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
+    return (down.square() + across.square()).sum(1).sqrt().flatten(1)
 
 
 def _centred(x: Tensor) -> Tensor:

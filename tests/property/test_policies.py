@@ -89,6 +89,9 @@ CASES: dict[str, Case] = {
     "stepvar-rows": selecting(StepVARPolicy(scales=ROWS, combine="product", normalise="rank")),
     "stepvar-codes": selecting(StepVARPolicy(restore="code_copy", texture_filter="haar")),
     "stepvar-zero-codes": selecting(StepVARPolicy(restore="code_zero", features="unit")),
+    "stepvar-gradient": selecting(
+        StepVARPolicy(structure="gradient", restore="code_zero", min_coverage=3)
+    ),
     "stepvar-propagate": selecting(StepVARPolicy(kv_write="propagate", combine="max")),
     "stepvar-late-layers": selecting(StepVARPolicy(layers=(0.4, 1.0), normalise="zscore")),
     "stepvar-middle-propagate": selecting(

@@ -6,7 +6,11 @@ from torch import Tensor
 
 from stepvar_patch.scores.norm import norm
 from stepvar_patch.scores.random import random_score
-from stepvar_patch.scores.structure import principal_directions, structure_score
+from stepvar_patch.scores.structure import (
+    principal_directions,
+    structure_edges,
+    structure_score,
+)
 from stepvar_patch.scores.texture import TextureFilter, texture_score
 
 
@@ -128,3 +132,23 @@ def test_random_scores_depend_on_seed_scale_and_call_only() -> None:
         assert not torch.equal(base, other)
     assert 0.45 < base.mean() < 0.55
     assert len(base.unique()) == 500
+
+
+def test_edges_of_the_structure_are_where_two_regions_meet() -> None:
+    grid = (6, 9)
+    regions = torch.zeros(6, 9, 1)
+    regions[:, 4:] = 1
+    x = (regions * torch.randn(16)).view(1, 54, 16)
+    score = structure_edges(x, principal_directions(x), grid).view(grid)
+    assert (score[:, 3:5] > 0.5).all()
+    torch.testing.assert_close(score[:, :3], torch.zeros(6, 3))
+    torch.testing.assert_close(score[:, 5:], torch.zeros(6, 4))
+
+
+def test_edges_see_every_direction_and_the_border() -> None:
+    grid = (5, 7)
+    y, x = torch.meshgrid(torch.arange(5.0), torch.arange(7.0), indexing="ij")
+    tokens = torch.stack([3 * x.flatten(), 2 * y.flatten()], dim=1)[None]
+    score = structure_edges(tokens, torch.eye(2)[None], grid).view(grid)
+    assert score[2, 3] == pytest.approx((6**2 + 4**2) ** 0.5)
+    assert score[0, 3] == pytest.approx((6**2 + 2**2) ** 0.5)
