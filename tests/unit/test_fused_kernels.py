@@ -92,6 +92,20 @@ def test_residual_norm(device: str, counts: tuple[int, ...], width: int, kind: s
 
 
 @devices
+def test_tokens_that_share_a_program(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(residual_norm, "_MANY", 1)
+    x, y = (draw(12, 64, device=device) + i for i in range(2))
+    mods = draw(3, 6, 64, device=device)
+    words = RowsOf(4), Affine(mods[:, 2], mods[:, 4]), Branch(y, mods[:, 0])
+    fast, exact = (
+        f(x, *words, eps=1e-6, dtype=torch.float32, quantise=False)
+        for f in (residual_norm.residual_norm, residual_norm.reference)
+    )
+    assert torch.equal(fast[0], exact[0])
+    close(fast[1], exact[1], 3e-6)
+
+
+@devices
 def test_the_stream_may_be_written_in_place(device: str) -> None:
     x, y = (draw(6, 64, device=device) for _ in range(2))
     kept = x.clone()

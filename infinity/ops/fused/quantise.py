@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinity.ops.fused.residual_norm import FP8, Quantised, quantise_rows
-from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, overlaps, power_of_two, triton, usable
 
 
 def reference(x: Float[Tensor, "total width"], *, gelu: bool) -> Quantised:
@@ -22,7 +22,15 @@ def quantise(x: Float[Tensor, "total width"], *, gelu: bool = False) -> Quantise
     values, scale = x.new_empty(x.shape, dtype=FP8), x.new_empty(total, dtype=torch.float32)
     block = power_of_two(width)
     _quantise_kernel[(total,)](
-        x, values, scale, width, GELU=gelu, BLOCK=block, num_warps=_warps(block)
+        x,
+        values,
+        scale,
+        width,
+        GELU=gelu,
+        BLOCK=block,
+        OVERLAP=overlaps(x.device),
+        launch_pdl=overlaps(x.device),
+        num_warps=_warps(block),
     )
     return Quantised(values, scale)
 
@@ -33,13 +41,22 @@ def _warps(block: int) -> int:
 
 if triton is not None:
     import triton.language as tl
+    from triton.language.extra.cuda import gdc_wait
 
     @kernel
     def _quantise_kernel(
-        x_ptr, values_ptr, scale_ptr, width, GELU: tl.constexpr, BLOCK: tl.constexpr
+        x_ptr,
+        values_ptr,
+        scale_ptr,
+        width,
+        GELU: tl.constexpr,
+        BLOCK: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):
         token = tl.program_id(0).to(tl.int64)
         c = tl.arange(0, BLOCK)
+        if OVERLAP:
+            gdc_wait()
         inside = c < width
         x = tl.load(x_ptr + token * width + c, mask=inside, other=0.0).to(tl.float32)
         if GELU:

@@ -10,10 +10,15 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, overlaps, power_of_two, triton, usable
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
+
+TOKENS = 2
+"""Tokens of a program, which share a row's modulation, where there are plenty of them."""
+
+_MANY = 2048
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,9 @@ def residual_norm(
     scale, shift = (affine.scale, affine.shift) if affine else (dummy, dummy)
     gate = None if branch is None else branch.gate
     block = power_of_two(width)
-    _residual_norm_kernel[(total,)](
+    together = TOKENS if rows.ids is None and rows.per_row % TOKENS == 0 else 1
+    together = together if total >= _MANY else 1
+    _residual_norm_kernel[(total // together,)](
         x,
         stream,
         dummy if branch is None else branch.out,
@@ -145,10 +152,13 @@ def residual_norm(
         HAS_NORM=affine is not None,
         MODULATE=affine is not None and scale.ndim == 2,
         QUANTISE=quantise,
+        TOKENS=together,
         BLOCK=block,
         num_warps=4 if block <= 2048 else 8,
         # A fused multiply-add would round otherwise than the same steps taken one by one.
         enable_fp_fusion=False,
+        OVERLAP=overlaps(x.device),
+        launch_pdl=overlaps(x.device),
     )
     if affine is None:
         return stream, None
@@ -157,6 +167,7 @@ def residual_norm(
 
 if triton is not None:
     import triton.language as tl
+    from triton.language.extra.cuda import gdc_wait
 
     @kernel
     def _residual_norm_kernel(
@@ -180,31 +191,39 @@ if triton is not None:
         HAS_NORM: tl.constexpr,
         MODULATE: tl.constexpr,
         QUANTISE: tl.constexpr,
+        TOKENS: tl.constexpr,
         BLOCK: tl.constexpr,
+        OVERLAP: tl.constexpr,
     ):
-        token = tl.program_id(0).to(tl.int64)
+        first = tl.program_id(0).to(tl.int64) * TOKENS
         c = tl.arange(0, BLOCK)
         inside = c < width
-        row = tl.load(ids_ptr + token).to(tl.int64) if HAS_IDS else token // per_row
-        x = tl.load(x_ptr + token * width + c, mask=inside, other=0.0).to(tl.float32)
-        if HAS_BRANCH:
-            change = tl.load(branch_ptr + token * width + c, mask=inside, other=0.0).to(tl.float32)
-            if HAS_GATE:
-                change *= tl.load(gate_ptr + row * gate_stride + c, mask=inside, other=0.0)
-            x += change
-            tl.store(stream_ptr + token * width + c, x, mask=inside)
+        if OVERLAP:
+            gdc_wait()
+        row = tl.load(ids_ptr + first).to(tl.int64) if HAS_IDS else first // per_row
+        if HAS_GATE:
+            gate = tl.load(gate_ptr + row * gate_stride + c, mask=inside, other=0.0)
         if HAS_NORM:
-            mean = tl.sum(x, 0) / width
-            centred = tl.where(inside, x - mean, 0.0)
-            variance = tl.sum(centred * centred, 0) / width
-            h = centred * (1.0 / tl.sqrt(variance + eps))
             scale = tl.load(scale_ptr + row * affine_stride + c, mask=inside, other=0.0)
             shift = tl.load(shift_ptr + row * affine_stride + c, mask=inside, other=0.0)
             if MODULATE:
                 scale += 1.0
-            h = h * scale + shift
-            if QUANTISE:
-                factor = tl.maximum(tl.max(tl.abs(h), 0), 1e-12) / 448.0
-                tl.store(factor_ptr + token, factor)
-                h = tl.minimum(tl.maximum(h / factor, -448.0), 448.0)
-            tl.store(normed_ptr + token * width + c, h.to(normed_ptr.dtype.element_ty), mask=inside)
+        for i in tl.static_range(TOKENS):
+            at = (first + i) * width + c
+            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            if HAS_BRANCH:
+                change = tl.load(branch_ptr + at, mask=inside, other=0.0).to(tl.float32)
+                if HAS_GATE:
+                    change *= gate
+                x += change
+                tl.store(stream_ptr + at, x, mask=inside)
+            if HAS_NORM:
+                mean = tl.sum(x, 0) / width
+                centred = tl.where(inside, x - mean, 0.0)
+                variance = tl.sum(centred * centred, 0) / width
+                h = centred * (1.0 / tl.sqrt(variance + eps)) * scale + shift
+                if QUANTISE:
+                    factor = tl.maximum(tl.max(tl.abs(h), 0), 1e-12) / 448.0
+                    tl.store(factor_ptr + first + i, factor)
+                    h = tl.minimum(tl.maximum(h / factor, -448.0), 448.0)
+                tl.store(normed_ptr + at, h.to(normed_ptr.dtype.element_ty), mask=inside)

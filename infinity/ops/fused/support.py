@@ -14,8 +14,19 @@ try:
 except ImportError:
     triton = None
 
+OVERLAP = True
+"""Off for measuring what overlapped launches are worth."""
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run on CPU tensors, slowly and for tests only."""
+
+
+@lru_cache
+def overlaps(device: torch.device) -> bool:
+    """Whether a kernel may be launched while the one before it still runs, to wait for it on the
+    device (programmatic dependent launch).
+    """
+    return OVERLAP and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @lru_cache
