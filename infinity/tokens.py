@@ -105,6 +105,8 @@ class PackedTokens:
 
     def row_ids(self) -> Int64[Tensor, " total"]:
         """Row of every token."""
+        if self.uniform:
+            return torch.arange(self.x.shape[0], device=self.x.device) // self.max_seqlen
         lengths = self.cu_seqlens.diff().long()
         ids = torch.arange(self.rows, device=self.x.device)
         return ids.repeat_interleave(lengths, output_size=self.x.shape[0])

@@ -172,7 +172,11 @@ class FusedBlocks:
         """What one branch of layer ``index`` adds to the stream, gate included; fp32."""
         y = self._branch(branch, index, self._normed(branch, index, x, None, around)[1], around)
         gate = self._gate(branch, index, around)
-        return y.float() if gate is None else y.float() * around.rows.spread(gate, len(y))
+        if gate is None:
+            return y.float()
+        if around.rows.ids is not None:
+            return y.float() * gate[around.rows.ids]
+        return (y.float().unflatten(0, (len(gate), -1)) * gate[:, None]).flatten(0, 1)
 
     def _normed(
         self,
