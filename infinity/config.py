@@ -6,6 +6,12 @@ from typing import Literal
 Resolution = Literal["0.06M", "0.25M", "0.60M", "1M"]
 """Pixel-count class of a schedule: 7, 10, 12 or 13 scales (spec: scale schedules)."""
 
+EngineMode = Literal["auto", "plain", "eager", "graphs"]
+"""``plain``: the modules as they read. ``eager``: fused kernels, launched one by one. ``graphs``:
+fused kernels, and calls that come a second time recorded into CUDA graphs. ``auto``: graphs where
+the kernels run, else plain, with the reason in the log.
+"""
+
 UNKNOWN_KEYS_FORBIDDEN = {"extra": "forbid"}
 """What pydantic reads off a dataclass when it stands at the door (a plain dict: no import here)."""
 

@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 
 from infinity.checkpoint import load_into
-from infinity.config import ModelConfig, Resolution
-from infinity.engine import Engine, EngineMode
+from infinity.config import EngineMode, ModelConfig, Resolution
+from infinity.engine import Engine
 from infinity.errors import UserError
 from infinity.loading import open_model, own_text_encoder, resolve_device, resolve_dtype
 from infinity.picture import picture_schedule
@@ -62,7 +62,7 @@ class InfinityPipeline:
         attention: backend name, or "auto".
         max_batch_size: images computed together. On CPU it is 1: larger batches gain nothing there,
             and one image at a time makes every image independent of the batch to the last bit.
-        engine: how calls are carried out, see :data:`infinity.engine.EngineMode`.
+        engine: how calls are carried out, see :data:`infinity.config.EngineMode`.
         fp8: run the blocks' large matrix products in fp8 (Hopper and newer).
     """
 
@@ -103,7 +103,7 @@ class InfinityPipeline:
             device: "cpu", "cuda" or "cuda:N"; None takes a GPU if there is one.
             dtype: "float32" or "bfloat16"; None takes bfloat16 on a GPU, float32 on a CPU.
             encoder: used in place of the one in ``text_encoder``, which is then not read.
-            engine: how calls are carried out, see :data:`infinity.engine.EngineMode`.
+            engine: how calls are carried out, see :data:`infinity.config.EngineMode`.
             fp8: run the blocks' large matrix products in fp8 (Hopper and newer).
 
         Raises:

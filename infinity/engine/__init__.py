@@ -1,5 +1,5 @@
 """The generator made fast: fused blocks and decoder, and calls recorded into CUDA graphs."""
 
-from infinity.engine.engine import Engine, EngineMode
+from infinity.engine.engine import Engine
 
-__all__ = ["Engine", "EngineMode"]
+__all__ = ["Engine"]

@@ -2,11 +2,11 @@
 
 import logging
 from collections.abc import Callable
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from infinity.config import EngineMode
 from infinity.engine.graphs import CallKey, Memory, Recording
 from infinity.errors import UserError
 from infinity.ops.fused import why_not
@@ -22,12 +22,6 @@ from infinity.transformer.model import InfinityTransformer, TextConditioning
 
 _log = logging.getLogger(__name__)
 
-EngineMode = Literal["auto", "plain", "eager", "graphs"]
-"""``plain``: the modules as they read. ``eager``: fused kernels, launched one by one. ``graphs``:
-fused kernels, and calls that come a second time recorded into CUDA graphs. ``auto``: graphs where
-the kernels run, else plain, with the reason in the log.
-"""
-
 
 def _why_plain(model: InfinityTransformer) -> str | None:
     """None if the fused kernels can run ``model``, else the reason why not."""
@@ -36,7 +30,7 @@ def _why_plain(model: InfinityTransformer) -> str | None:
     return why_not(model.device)
 
 
-_MOST_RECORDINGS = 8
+_MOST_RECORDINGS = 16
 _MOST_SEEN = 64
 
 

@@ -21,7 +21,7 @@ class Models:
 
     def __init__(self, config: BenchConfig, load: Callable[..., Any]) -> None:
         self._config, self._load = config, load
-        self._loaded: dict[str | None, Any] = {}
+        self._loaded: dict[tuple[str | None, ...], Any] = {}
 
     def pipeline(self, arm: Arm) -> Any:
         """The pipeline of an arm, loaded at the first call.
@@ -29,9 +29,13 @@ class Models:
         Raises:
             UserError: weights that cannot be had, or no such device.
         """
-        if arm.dtype not in self._loaded:
-            self._loaded[arm.dtype] = self._open(arm.dtype)
-        return self._loaded[arm.dtype]
+        engine, fp8 = arm.engine or "auto", bool(arm.fp8)
+        key = (arm.dtype, engine, "fp8" if fp8 else None)
+        if key not in self._loaded:
+            pipeline = self._open(arm.dtype)
+            pipeline.engine, pipeline.fp8 = engine, fp8
+            self._loaded[key] = pipeline
+        return self._loaded[key]
 
     @property
     def loaded(self) -> list[Any]:

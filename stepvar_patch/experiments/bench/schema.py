@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MinLen
 
-from infinity.config import PRESETS, Resolution
+from infinity.config import PRESETS, EngineMode, Resolution
 from infinity.errors import UserError
 from infinity.io.prompts import MAX_SEED
 from stepvar_patch.experiments.problems import nearest
@@ -26,12 +26,16 @@ class ArmSettings(ImageSettings):
         resolution: pixel-count class; ``None`` is the model's own.
         dtype: ``None`` is bfloat16 on a GPU and float32 on the CPU.
         attention: backend name; ``None`` is auto.
+        engine: how calls are carried out; ``None`` is auto.
+        fp8: the blocks' large products in fp8; ``None`` is off.
         batch_sizes: images drawn at once; each is a row of the result.
     """
 
     resolution: Resolution | None = None
     dtype: Dtype | None = None
     attention: Annotated[str, MinLen(1)] | None = None
+    engine: EngineMode | None = None
+    fp8: bool | None = None
     batch_sizes: BatchSizes | None = None
 
 
