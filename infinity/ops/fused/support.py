@@ -14,8 +14,8 @@ try:
 except ImportError:
     triton = None
 
-OVERLAP = True
-"""Off for measuring what overlapped launches are worth."""
+OVERLAP = False
+"""Whether kernels ask for overlapped launches."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run on CPU tensors, slowly and for tests only."""
