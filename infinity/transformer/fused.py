@@ -7,6 +7,7 @@ both operands.
 Shape legend: T tokens of all rows end to end, b rows, C width, H heads, K head dim.
 """
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,7 @@ from infinity.transformer.model import InfinityTransformer
 GATE_SA, GATE_FFN, SCALE_SA, SCALE_FFN, SHIFT_SA, SHIFT_FFN = range(6)
 
 
+_log = logging.getLogger(__name__)
 _TEXT_STEP = 64
 _FP8_TOKENS = 256
 """Fewer tokens are multiplied in the weights' dtype: cuBLASLt has no fp8 product with a factor per
@@ -56,16 +58,30 @@ class _Product:
     def __init__(self, weight: Tensor, bias: Tensor, fp8: bool) -> None:
         self.weight, self.bias = weight, bias.to(weight.dtype)
         self.small = quantise_rows(weight) if fp8 else None
+        self._unsupported: set[int] = set()
 
     def __call__(self, h: Tensor | Quantised) -> Tensor:
         if isinstance(h, Tensor):
             return F.linear(h, self.weight, self.bias)
         assert self.small is not None
+        if len(h.values) not in self._unsupported:
+            try:
+                return self._scaled(h, self.small)
+            except RuntimeError as error:
+                if "NOT_SUPPORTED" not in str(error):
+                    raise
+                self._unsupported.add(len(h.values))
+                shape = (len(h.values), *self.weight.shape)
+                _log.warning("fp8: cuBLASLt has no product of %s; it runs in bf16", shape)
+        exact = h.values.to(self.weight.dtype) * h.scale[:, None].to(self.weight.dtype)
+        return F.linear(exact, self.weight, self.bias)
+
+    def _scaled(self, h: Quantised, small: Quantised) -> Tensor:
         return torch._scaled_mm(
             h.values,
-            self.small.values.t(),
+            small.values.t(),
             scale_a=h.scale[:, None],
-            scale_b=self.small.scale[None],
+            scale_b=small.scale[None],
             bias=self.bias,
             out_dtype=self.weight.dtype,
             use_fast_accum=True,

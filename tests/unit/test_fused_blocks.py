@@ -8,13 +8,14 @@ import pytest
 import torch
 
 from infinity.config import TokenizerConfig
+from infinity.ops.fused.quantise import quantise
 from infinity.policy import PruningPolicy
 from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.tokenizer.fused import FusedDecoder
-from infinity.transformer.fused import FusedBlocks
+from infinity.transformer.fused import FusedBlocks, _Product
 from infinity.transformer.stack import Guidance
 from stepvar_patch.policies import FastVARPolicy, StepVARPolicy
 from tests.property.test_generation import Scripted
@@ -101,3 +102,22 @@ def test_fused_decoder(device: str, channels: tuple[int, ...], images: int) -> N
     exact, fast = decoder(z).clamp(-1, 1), FusedDecoder(decoder, dtype)(z)
     limit = 1e-5 if device == "cpu" else 3e-2
     assert (fast - exact).norm() / exact.norm() < limit
+
+
+@pytest.mark.parametrize("message", ["CUBLAS_STATUS_NOT_SUPPORTED when calling", "out of luck"])
+def test_a_product_that_fp8_lacks_runs_in_the_weights_dtype(
+    message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, bias, x = torch.randn(8, 16), torch.randn(8), torch.randn(5, 16)
+    product = _Product(weight, bias, True)
+
+    def refuse(*_args: object) -> None:
+        raise RuntimeError(message)
+
+    monkeypatch.setattr(_Product, "_scaled", refuse)
+    if "NOT_SUPPORTED" not in message:
+        with pytest.raises(RuntimeError, match="out of luck"):
+            product(quantise(x))
+        return
+    exact = torch.nn.functional.linear(x, weight, bias)
+    assert (product(quantise(x)) - exact).norm() / exact.norm() < 0.05
