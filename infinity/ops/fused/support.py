@@ -14,9 +14,6 @@ try:
 except ImportError:
     triton = None
 
-OVERLAP = False
-"""Whether kernels ask for overlapped launches."""
-
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run on CPU tensors, slowly and for tests only."""
 
@@ -26,7 +23,7 @@ def overlaps(device: torch.device) -> bool:
     """Whether a kernel may be launched while the one before it still runs, to wait for it on the
     device (programmatic dependent launch).
     """
-    return OVERLAP and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 @lru_cache
