@@ -3,7 +3,7 @@
 Shape legend: B images, b rows, N positions of a scale, M kept per row, C width.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -21,12 +21,13 @@ from infinity.policy import (
 )
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet
+from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun
 from stepvar_patch.policies.selection import BALANCED
 from stepvar_patch.rules import Scales
 from stepvar_patch.scores.layer_change import layer_change, resize_scores
 from stepvar_patch.select import lattice_score, top
-from stepvar_patch.upsample import nearest_source, nearest_state
+from stepvar_patch.upsample import code_restore, nearest_source, stream_restore
 
 # Positions filled from one kept token have equal changes; so small a slope spreads those that are
 # kept among them evenly, where rounding would decide otherwise.
@@ -43,6 +44,8 @@ class SparseVARPolicy:
         layer: the layer whose change is read, as a fraction of the depth. Published: one that
             attends to high frequencies, without its number.
         anchor_stride: every n-th row and column of the grid holds an anchor; 0 = no anchors.
+        restore: what pruned positions receive. Published: ``nearest_state``; the others are ours,
+            see ``stepvar_patch.upsample``.
 
     Source: SparseVAR, spec pruning-methods §3. Ours, where nothing is published: bilinear resize of
     the change map, conditional rows decide for both, the nearest kept token fills the gaps.
@@ -52,6 +55,9 @@ class SparseVARPolicy:
     scales: Scales = field(default_factory=lambda: dict(BALANCED))
     layer: Annotated[float, Ge(0), Lt(1)] = 0.75
     anchor_stride: Annotated[int, Ge(0)] = 4
+    restore: Literal["nearest_state", "nearest_change", "zero_change", "code_copy", "code_zero"] = (
+        "nearest_state"
+    )
 
     @property
     def name(self) -> str:
@@ -74,6 +80,8 @@ class SparseVARRun(RuledRun):
         super().__init__(request, policy.scales, whole_stack=True)
         self.layer = int(policy.layer * request.layers)
         self.stride = policy.anchor_stride
+        self.restore = stream_restore(policy.restore)
+        self.restore_codes = code_restore(policy.restore)
         self.sources = {self.executed_before(si): si for si in self.pruned}
         self.change: Tensor | None = None
         self.grid: Grid = request.schedule.grids[0]
@@ -118,7 +126,10 @@ class SparseVARRun(RuledRun):
         anchors = torch.tensor(self._anchors(view.grid), dtype=torch.long, device=scores.device)
         scores = scores.index_fill(1, anchors, torch.finfo(scores.dtype).max)
         self.keep = top(scores, self.kept(si), view.grid)
-        return self.plan(si, keep=self.keep, restore=nearest_state)
+        return self.plan(si, keep=self.keep, restore=self.restore, restore_codes=self.restore_codes)
+
+    def load(self, si: int) -> ScaleLoad:
+        return replace(super().load(si), head_on_kept=self.restore_codes is not None)
 
     def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
         """Takes the change map of the images' conditional rows (or of the rows that are left)."""

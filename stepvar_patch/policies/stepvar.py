@@ -30,8 +30,8 @@ class StepVARPolicy(Selection):
             leaves one of them out. Published is ``w_str·s_str + s_txt`` without a value: a share of
             ``w_str / (1 + w_str)``; equal weights are ours (S4).
         structure: what of the projection on the principal directions counts: its ``magnitude``
-            (published), or the length of its spatial ``gradient``, which is large at outlines, where
-            the magnitude vanishes (ours).
+            (published), or the length of its spatial ``gradient``, which is large at outlines,
+            where the magnitude vanishes (ours).
         normalise: what makes the two comparable (S4; not published): divided by the mean over the
             tokens, left raw, standardised, or ranked.
         combine: ``sum`` (published); ``product`` of powers; ``max`` of the weighted scores;

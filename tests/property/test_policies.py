@@ -112,6 +112,10 @@ CASES: dict[str, Case] = {
         any_order=True,
     ),
     "sparsevar": Case(SparseVARPolicy(), SparseVARPolicy(scales=EVERYTHING)),
+    "sparsevar-zero-codes": Case(
+        SparseVARPolicy(restore="code_zero"),
+        SparseVARPolicy(scales=EVERYTHING, restore="code_zero"),
+    ),
     "sparsevar-rows": Case(
         SparseVARPolicy(scales=ROWS, anchor_stride=0, layer=0.0),
         SparseVARPolicy(scales=EVERYTHING, anchor_stride=0),

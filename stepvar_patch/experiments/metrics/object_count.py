@@ -4,25 +4,25 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 from numpy.typing import NDArray
 
-_CELLS = 64
+_CELLS = 128
 _CONTRAST = 24
 """Smallest difference from the background, of 255 in any channel, that counts as drawn."""
 
 _COVERED = 0.3
-_SMALLEST_SHARE = 0.2
+_SMALLEST_SHARE = 0.35
 """Components smaller than this share of the largest are parts or specks, not objects."""
 
 
 def count_objects(image: UInt8[np.ndarray, "h w 3"]) -> int:
-    """Connected components that differ from the corner colour, on a 64×64 grid.
+    """Connected components that differ from the border's median colour, on a 128×128 grid.
 
     Gaps of up to two cells within an object are closed first.
 
     Args:
-        image: sRGB; both sides multiples of 64.
+        image: sRGB; both sides multiples of 128.
     """
-    corners = image[[0, 0, -1, -1], [0, -1, 0, -1]].astype(np.int16)
-    background = np.median(corners, axis=0)
+    border = np.concatenate([image[0], image[-1], image[:, 0], image[:, -1]]).astype(np.int16)
+    background = np.median(border, axis=0)
     drawn = np.abs(image.astype(np.int16) - background).max(axis=-1) > _CONTRAST
     height, width = (side // _CELLS for side in drawn.shape)
     cells = drawn.reshape(_CELLS, height, _CELLS, width).mean(axis=(1, 3)) > _COVERED
