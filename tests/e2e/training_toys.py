@@ -15,7 +15,7 @@ from infinity.schedule import Grid
 from infinity.text.base import TextFeatures
 from infinity.training.source import TrainingData
 
-os.environ["ACCELERATE_USE_CPU"] = "true"
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 COLOURS = {"red": (1.0, -1.0, -1.0), "green": (-1.0, 1.0, -1.0), "blue": (-1.0, -1.0, 1.0)}
 
