@@ -45,13 +45,17 @@ def generate(
     context: typer.Context,
     config: Annotated[Path, typer.Argument(help="YAML file, e.g. configs/generate.yaml.")],
     overrides: Overrides = None,
+    preview: Annotated[
+        bool, typer.Option("--preview", help="Also the image after each scale; preview=true.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Draw the prompts of a file. Run it again to resume an interrupted run."""
     from stepvar_patch.experiments.loading import load_config
     from stepvar_patch.experiments.schema import GenerateConfig
 
-    settings = load_config(GenerateConfig, config, overrides or [])
+    words = [*(overrides or []), *(["preview=true"] if preview else [])]
+    settings = load_config(GenerateConfig, config, words)
     from infinity.io.ranks import ranks_from_environment
     from stepvar_patch.experiments.generate import run
     from stepvar_patch.progress import RunProgress

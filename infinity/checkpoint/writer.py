@@ -20,6 +20,7 @@ from infinity.checkpoint.directory import (
     listed_files,
 )
 from infinity.checkpoint.int8 import compress_state
+from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.config import ModelConfig
 from infinity.errors import UserError
 
@@ -60,8 +61,8 @@ def save_model_directory(
         replace: replace an existing model directory; files it does not list (a model card) stay.
 
     Raises:
-        UserError: ``folder`` is in the way or cannot be written, or the text encoder folder is
-            unusable.
+        UserError: ``folder`` is in the way or cannot be written, the text encoder folder is
+            unusable, or a tensor holds NaN or infinity.
     """
     if folder.exists() and not (folder.is_dir() and _may_replace(folder, replace)):
         raise UserError(f"{folder}: already exists; choose another folder or remove it")
@@ -75,7 +76,8 @@ def save_model_directory(
         components = {"transformer": transformer_state, "tokenizer": tokenizer_state}
         owners: dict[str, str] = {}
         for component, state in components.items():
-            for index, shard in enumerate(_shards(state, int8, dtype, max_shard_bytes), start=1):
+            shards = _shards(_finite(state, component), int8, dtype, max_shard_bytes)
+            for index, shard in enumerate(shards, start=1):
                 name = f"{component}-{index:05d}.safetensors"
                 save_file(shard, work / name)
                 (work / name).chmod(0o644)
@@ -125,13 +127,20 @@ def _move_into_place(work: Path, folder: Path) -> None:
     shutil.rmtree(old)
 
 
+def _finite(state: Mapping[str, Tensor], component: str) -> Iterator[tuple[str, Tensor]]:
+    """Every tensor, one at a time, on the CPU."""
+    for key in state:
+        value = state[key].detach().cpu()
+        refuse_broken([] if is_finite(value) else [key], component)
+        yield key, value
+
+
 def _shards(
-    state: Mapping[str, Tensor], int8: bool, dtype: torch.dtype | None, max_bytes: int
+    state: Iterator[tuple[str, Tensor]], int8: bool, dtype: torch.dtype | None, max_bytes: int
 ) -> Iterator[dict[str, Tensor]]:
     shard: dict[str, Tensor] = {}
     size = 0
-    for key in state:
-        value = state[key].detach().cpu()
+    for key, value in state:
         if int8:
             stored = compress_state({key: value})
         elif dtype is not None and _is_block_matrix(key, value):

@@ -237,6 +237,8 @@ class RunFolder:
         defaults: Mapping[str, Any],
     ) -> None:
         before = self._earlier_config()
+        if self._lock.first and not _manifests(self.path):
+            before = None  # a run that made nothing binds nobody
         unknown = {name for name in defaults if before is None or before.get(name) is None}
         for name, value in defaults.items():
             if self.config.get(name) is None:

@@ -219,6 +219,7 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> 
         "memory",
         "text_cache",
         "quantize",
+        "shape",
         "threads",
     ):
         del settings[name]

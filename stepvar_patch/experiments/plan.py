@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
-from infinity.config import ModelConfig
+from infinity.config import PRESETS, ModelConfig
 from infinity.errors import UserError
 from infinity.io.manifest import image_name
 from infinity.io.prompts import PromptRow, derived_seed, read_prompts
@@ -94,6 +95,8 @@ def check(
         found.append(
             "memory and quantize are for stepvar generate; here they must be auto and null"
         )
+    if config.quantize is not None and find_spec("torchao") is None:
+        found.append("quantize: int8 needs torchao, which is not installed; pip install torchao")
     images = 0
     with _collecting(found):
         images = sum(1 for _ in jobs(config))
@@ -101,6 +104,9 @@ def check(
     if shape is None:
         with _collecting(found):
             identity, model = _identify(config)
+    if model is not None and config.shape is not None:
+        with _collecting(found):
+            _check_shape(config, model)
     if model is not None:
         with _collecting(found):
             schedule = policy_request(model, config).schedule
@@ -119,6 +125,22 @@ def _collecting(found: list[str]) -> Iterator[None]:
         yield
     except UserError as error:
         found.append(str(error))
+
+
+def _check_shape(config: GenerateConfig, model: ModelConfig) -> None:
+    wanted = PRESETS[str(config.shape)]
+    pairs = [(wanted.transformer, model.transformer), (wanted.tokenizer, model.tokenizer)]
+    other = [
+        f"{name} {getattr(found, name)} instead of {getattr(asked, name)}"
+        for asked, found in pairs
+        for name in asdict(asked)
+        if getattr(asked, name) != getattr(found, name)
+    ]
+    if other:
+        raise UserError(
+            f"model: {config.model} is no {config.shape}, which shape asks for: it has "
+            f"{', '.join(other)}; give the right files, or shape=null"
+        )
 
 
 def _identify(config: GenerateConfig) -> tuple[str | None, ModelConfig]:

@@ -61,6 +61,7 @@ class GenerateConfig(ImageSettings):
 
     Attributes:
         model: model directory; or an official transformer file or folder, used in place.
+        shape: name of the released model that ``model`` must have the shapes of; ``None`` = any.
         tokenizer: the official tokenizer file that belongs to an official transformer.
         text_encoder: its folder, if it is not the model directory's own.
         prompts: ``.txt``, ``.jsonl`` or ``.csv`` file, or a folder of ``.txt``.
@@ -83,6 +84,7 @@ class GenerateConfig(ImageSettings):
     """
 
     model: FilePath
+    shape: Literal["infinity-125m", "infinity-2b", "infinity-8b", "infinity-8b-512"] | None = None
     tokenizer: FilePath | None = None
     text_encoder: FilePath | None = None
     prompts: FilePath
@@ -103,7 +105,7 @@ class GenerateConfig(ImageSettings):
 
 FREE_ON_RESUME = frozenset(
     [
-        *("model", "tokenizer", "text_encoder", "prompts", "output"),
+        *("model", "shape", "tokenizer", "text_encoder", "prompts", "output"),
         *("images_per_prompt", "text_cache", "contact_sheet"),
     ]
 )
