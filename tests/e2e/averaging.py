@@ -26,7 +26,9 @@ BATCH = 8
 
 def steps(tokenizer_dir: str, folder: Path) -> None:
     toys = squares(32)
-    data = TrainingData(lambda seed, canvas: Squares(32, 1), toys.held_out, toys.held_out_captions)
+    data = TrainingData(
+        lambda seed, canvas: Squares((32, 32), 1), toys.held_out, toys.held_out_captions
+    )
     images = CONFIG.cache_images * int(os.environ.get("WORLD_SIZE", "1"))
     config = replace(
         CONFIG, output_dir=str(folder), tokenizer_dir=tokenizer_dir, cache_images=images
@@ -38,7 +40,7 @@ def steps(tokenizer_dir: str, folder: Path) -> None:
     optimizer = replace(config.optimizer, clip_norm=1e9)
     run = TrainingRun(trainer.model, accelerator, optimizer, decays, 4, Budget(9, 1e6))
     plan = sequence_plan(
-        trainer.schedule, 4, config.model, config.scale_weights, accelerator.device
+        trainer.schedules[1.0], 4, config.model, config.scale_weights, accelerator.device
     )
     gradients: dict[str, Tensor] = {}
     update = run.optimizer.step
@@ -51,7 +53,7 @@ def steps(tokenizer_dir: str, folder: Path) -> None:
 
     run.optimizer.step = keep_gradients  # type: ignore[method-assign]
     for step in range(3):
-        whole = trainer._batch(0, replace(config.phases[0], batch_size=BATCH), step)
+        _, whole = trainer._batch(0, replace(config.phases[0], batch_size=BATCH), step)
         output = trainer.objective(*(part[rank::ranks] for part in whole), plan)
         run.step(output.loss, 0.0)
     save_file(gradients, folder / f"gradients-{ranks}-{rank}.safetensors")
