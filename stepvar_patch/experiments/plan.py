@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from infinity.config import PRESETS, ModelConfig
 from infinity.errors import UserError
@@ -129,7 +130,10 @@ def _collecting(found: list[str]) -> Iterator[None]:
 
 def _check_shape(config: GenerateConfig, model: ModelConfig) -> None:
     wanted = PRESETS[str(config.shape)]
-    pairs = [(wanted.transformer, model.transformer), (wanted.tokenizer, model.tokenizer)]
+    pairs: list[tuple[Any, Any]] = [
+        (wanted.transformer, model.transformer),
+        (wanted.tokenizer, model.tokenizer),
+    ]
     other = [
         f"{name} {getattr(found, name)} instead of {getattr(asked, name)}"
         for asked, found in pairs
