@@ -130,8 +130,13 @@ class TrainTokenizerConfig:
         max_steps: steps in all of the chosen arm.
         wall_seconds: the run ends about so long after its start, compilation and data included, by
             shortening ``max_seconds``; None = no such limit. Evaluation and saving come on top.
-        border_weight: weight of the pixels within two latent cells of the border, relative to the
-            others; networks with group normalisation like to leave traces there.
+        train: ``all``, or the ``decoder`` alone on images whose features are computed once: the
+            codes stay what they are, so that a transformer trained on them stays valid. Needs
+            resume_from.
+        cache_images: images composed and encoded beforehand for ``train: decoder``.
+        log_error_weight: of the logarithm of every image's squared error, the quantity of PSNR.
+        corner_weight: weight of the corner pixels, within two latent cells of both borders,
+            relative to the others; networks with group normalisation like to leave traces there.
         prefix_probability: share of images decoded from a prefix of the scales.
         prefix_scales: smallest and largest number of scales in such a prefix.
     """
@@ -145,6 +150,8 @@ class TrainTokenizerConfig:
     data: DataConfig = field(default_factory=DataConfig)
     model: TokenizerConfig = PRESETS["embedded"].tokenizer
     resolution: Resolution = "0.25M"
+    train: Literal["all", "decoder"] = "all"
+    cache_images: Count = 60_000
     arms: Annotated[tuple[QuantizerArm, ...], MinLen(1)]
     compare_seconds: Positive = 75.0
     prefer_margin_db: NonNegative = 0.3
@@ -155,7 +162,8 @@ class TrainTokenizerConfig:
     l1_weight: NonNegative = 1.0
     l2_weight: NonNegative = 0.5
     gradient_weight: NonNegative = 0.7
-    border_weight: Positive = 1.0
+    log_error_weight: NonNegative = 0.0
+    corner_weight: Positive = 1.0
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     prefix_probability: Fraction = 0.25
     prefix_scales: tuple[Count, Count] = (5, 9)

@@ -8,6 +8,7 @@ from torch import Tensor
 from infinity.schedule import Grid
 
 GRADIENT_LEVELS = 3
+LEAST_ERROR = 1e-6
 
 
 def gradient_l1(difference: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
@@ -25,10 +26,12 @@ def gradient_l1(difference: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
     return total / GRADIENT_LEVELS
 
 
-def border_weights(side_px: Grid, margin_px: int, weight: float) -> Float[Tensor, "H W"]:
-    """``weight`` within ``margin_px`` of the border and 1 elsewhere."""
-    weights = torch.full(side_px, weight)
-    weights[margin_px:-margin_px, margin_px:-margin_px] = 1.0
+def corner_weights(side_px: Grid, corner_px: int, weight: float) -> Float[Tensor, "H W"]:
+    """``weight`` in the four corner squares of side ``corner_px``, and 1 elsewhere."""
+    weights = torch.ones(side_px)
+    for rows in (slice(None, corner_px), slice(-corner_px, None)):
+        for columns in (slice(None, corner_px), slice(-corner_px, None)):
+            weights[rows, columns] = weight
     return weights
 
 
@@ -38,16 +41,28 @@ def reconstruction_loss(
     l1_weight: float,
     l2_weight: float,
     gradient_weight: float,
+    log_error_weight: float = 0.0,
     pixel_weights: Float[Tensor, "H W"] | None = None,
 ) -> Float[Tensor, ""]:
-    """Weighted L1 + L2 + multi-resolution gradient L1 of images in [-1, 1], fp32."""
+    """Weighted L1 + L2 + multi-resolution gradient L1 + logarithm of every image's squared error.
+
+    The logarithm is what PSNR measures: a plain drawing's small error counts as much as an
+    intricate one's large error.
+
+    Args:
+        decoded, image: in [-1, 1]; computed in fp32.
+        l1_weight, l2_weight, gradient_weight, log_error_weight: of the four terms.
+        pixel_weights: factor of every pixel's difference.
+    """
     difference = decoded.float() - image.float()
     if pixel_weights is not None:
         difference = difference * pixel_weights
+    squared = difference.square().mean(dim=(1, 2, 3))
     return (
         l1_weight * difference.abs().mean()
-        + l2_weight * difference.square().mean()
+        + l2_weight * squared.mean()
         + gradient_weight * gradient_l1(difference)
+        + log_error_weight * squared.clamp_min(LEAST_ERROR).log().mean()
     )
 
 

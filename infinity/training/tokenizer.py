@@ -7,6 +7,7 @@ no perceptual network.
 import logging
 import random
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -22,20 +23,19 @@ from infinity.training.budget import Budget, deadline_after
 from infinity.training.caption_net import CaptionNet, train_caption_net
 from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
+from infinity.training.image_cache import ImageCache, build_image_cache
 from infinity.training.log import TrainingLog
-from infinity.training.reconstruction_loss import border_weights, psnr_db
+from infinity.training.reconstruction_loss import corner_weights
 from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
-from infinity.training.sheet import save_sheet
 from infinity.training.source import BatchStream, TrainingData, load_training_data
+from infinity.training.tokenizer_evaluation import evaluate_round_trip
 from infinity.training.tokenizer_objective import StepOutput, TokenizerObjective
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 GAINS_KEY = "quantizer.scale_gains"
-EVALUATION_BATCH = 32
-SHEET_IMAGES = 12
-BORDER_CELLS = 2
+CORNER_CELLS = 2
 
 
 @dataclass(frozen=True)
@@ -97,6 +97,10 @@ class TokenizerTrainer:
 
     def __init__(self, config: TrainTokenizerConfig, data: TrainingData | None = None) -> None:
         self.config = config
+        if config.train == "decoder" and config.resume_from is None:
+            raise UserError(
+                "train is decoder, which needs resume_from: the checkpoint of a trained tokenizer."
+            )
         self.deadline = deadline_after(config.wall_seconds)
         self.accelerator: Accelerator = start_accelerator(config.seed)
         self.device = self.accelerator.device
@@ -113,7 +117,12 @@ class TokenizerTrainer:
         self.objective = TokenizerObjective(
             BSQTokenizer(replace(config.model, scale_gains=0)),
             self.grids,
-            (config.l1_weight, config.l2_weight, config.gradient_weight),
+            (
+                config.l1_weight,
+                config.l2_weight,
+                config.gradient_weight,
+                config.log_error_weight,
+            ),
             config.arms[0],
             self._pixel_weights(),
             self._caption_net(),
@@ -121,6 +130,9 @@ class TokenizerTrainer:
         if config.compile and self.device.type == "cuda":
             self.objective.encoder.compile()
             self.objective.decoder.compile()
+        if config.train == "decoder":
+            self.objective.encoder.requires_grad_(False)
+        self.cache: ImageCache | None = None
         self.model = self.accelerator.prepare_model(self.objective)
         self.log.write(
             "start",
@@ -131,11 +143,11 @@ class TokenizerTrainer:
         )
 
     def _pixel_weights(self) -> Tensor | None:
-        if self.config.border_weight == 1:
+        if self.config.corner_weight == 1:
             return None
         size = self.data.held_out.shape[-2:]
-        margin = BORDER_CELLS * self.config.model.patch_size
-        return border_weights((size[0], size[1]), margin, self.config.border_weight)
+        side = CORNER_CELLS * self.config.model.patch_size
+        return corner_weights((size[0], size[1]), side, self.config.corner_weight)
 
     def _caption_net(self) -> tuple[float, CaptionNet] | None:
         wanted = self.config.perceptual
@@ -193,7 +205,29 @@ class TokenizerTrainer:
             run.start_from(folder)
         if GAINS_KEY in (stored := load_tensors(folder, "raw" if keep else "ema")):
             self.objective.gains.copy_(stored[GAINS_KEY])
+        if self.config.train == "decoder":
+            self.cache = self._image_cache()
         return run
+
+    def _image_cache(self) -> ImageCache:
+        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        source = self.data.open(self.config.seed + 100_003 * rank, None)
+        images = max(self.config.batch_size, self.config.cache_images // ranks)
+        cache = build_image_cache(source, self.objective.features, images, self.device)
+        self.log.write("cache", images=len(cache), seconds=cache.seconds)
+        return cache
+
+    def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Images, and their features where these are fixed, from a step of the run on."""
+        config, rank = self.config, self.accelerator.process_index
+        seed = config.seed + 100_003 * rank
+        if self.cache is None:
+            for image, _ in BatchStream(self.data, seed, config.batch_size, step):
+                yield image, None
+        else:
+            while True:
+                yield self.cache.draw(seed, step, config.batch_size)
+                step += 1
 
     def _better_arm(self) -> TrainingRun:
         """The run of the arm to continue; the model holds its weights."""
@@ -221,18 +255,18 @@ class TokenizerTrainer:
     def _train(self, run: TrainingRun, until_seconds: float | None) -> None:
         config, budget = self.config, run.budget
         rank = self.accelerator.process_index
-        stream = BatchStream(
-            self.data, config.seed + 100_003 * rank, config.batch_size, budget.steps
-        )
+        batches = self._batches(budget.steps)
         self.objective.train()
         saved = drawn = time.monotonic()
         logged = (budget.steps, budget.seconds)
         begun = time.monotonic()
         while not budget.spent(until_seconds):
-            image, _ = next(stream)
+            image, features = next(batches)
             shown, kept = self._draw(image.shape[0], budget.steps, rank)
             image = image.contiguous(memory_format=torch.channels_last)
-            output = self.model(image, shown.to(self.device, non_blocking=True), kept)
+            output = self.model(
+                image, shown.to(self.device, non_blocking=True), kept, features=features
+            )
             run.step(output.loss, budget.progress)
             if not budget.running:
                 synchronize(self.device)
@@ -288,48 +322,19 @@ class TokenizerTrainer:
             learning_rate=run.learning_rate,
         )
 
-    @torch.no_grad()
     def _evaluate(self, run: TrainingRun, name: str) -> float:
         """Mean held-out round-trip PSNR of the averaged weights; logs it and writes a sheet."""
-        images = self.data.held_out
-        self.objective.eval()
+        sheet = self.folder / "sheets" / f"{name}.png"
         with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
-            scores = []
-            for scales in (len(self.grids), *self._prefixes()):
-                parts = [
-                    psnr_db(self.objective.round_trip(part, scales)[0], part)
-                    for part in images.split(EVALUATION_BATCH)
-                ]
-                scores.append(torch.cat(parts).cpu())
-            _, bit_means = self.objective.round_trip(images[:EVALUATION_BATCH])
-            if self.accelerator.is_main_process:
-                shown = images[:SHEET_IMAGES]
-                rows = [shown] + [
-                    self.objective.round_trip(shown, scales)[0]
-                    for scales in (len(self.grids), *self._prefixes())
-                ]
-                save_sheet(rows, self.folder / "sheets" / f"{name}.png")
-        self.objective.train()
-        full = scores[0]
+            found = evaluate_round_trip(
+                self.objective,
+                self.data.held_out,
+                sheet if self.accelerator.is_main_process else None,
+            )
         self.log.write(
-            "evaluation",
-            name=name,
-            arm=self.objective.arm.name,
-            step=run.budget.steps,
-            images=len(full),
-            psnr_db=float(full.mean()),
-            psnr_db_median=float(full.median()),
-            psnr_db_p10=float(full.quantile(0.1)),
-            prefix_scales=[float(scales) for scales in self._prefixes()],
-            prefix_psnr_db=[float(score.mean()) for score in scores[1:]],
-            bit_means=bit_means.tolist(),
-            gains=self.objective.gains.tolist() if self.objective.arm.gains else [],
+            "evaluation", name=name, arm=self.objective.arm.name, step=run.budget.steps, **found
         )
-        return float(full.mean())
-
-    def _prefixes(self) -> tuple[int, ...]:
-        scales = len(self.grids)
-        return tuple(sorted({max(1, scales - 1), max(1, scales - 3), max(1, scales // 2)}))[::-1]
+        return float(found["psnr_db"])
 
     def _save(self, run: TrainingRun, psnr: float | None) -> None:
         arm = self.objective.arm

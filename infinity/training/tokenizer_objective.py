@@ -45,7 +45,7 @@ class TokenizerObjective(nn.Module):
     Args:
         tokenizer: its encoder and decoder are trained; its own gains are ignored.
         grids: latent grid per scale.
-        weights: of L1, L2 and gradient L1.
+        weights: of L1, L2, gradient L1 and logarithmic error.
         arm: how to quantise; :meth:`select` changes it.
         pixel_weights: ``(H, W)``, or None for equal weights.
         perceptual: weight of the distance in a frozen network's features, and the network.
@@ -58,7 +58,7 @@ class TokenizerObjective(nn.Module):
         self,
         tokenizer: BSQTokenizer,
         grids: tuple[Grid, ...],
-        weights: tuple[float, float, float],
+        weights: tuple[float, float, float, float],
         arm: QuantizerArm,
         pixel_weights: Float[Tensor, "H W"] | None = None,
         perceptual: tuple[float, CaptionNet] | None = None,
@@ -87,6 +87,7 @@ class TokenizerObjective(nn.Module):
         image: Float[Tensor, "b 3 H W"],
         shown: Bool[Tensor, "b kept"],
         kept: tuple[bool, ...],
+        features: Float[Tensor, "b d h w"] | None = None,
     ) -> StepOutput:
         """Losses of a batch.
 
@@ -94,10 +95,14 @@ class TokenizerObjective(nn.Module):
             image: in [-1, 1].
             shown: which of the kept scales each image is decoded from.
             kept: scales that take part in this step.
+            features: of the images, computed beforehand; encoder and gains then stay as they are.
         """
-        f = self.features(image)
+        f = self.features(image) if features is None else features
         with torch.autocast(image.device.type, enabled=False):
-            if self.arm.straight_through == "scales":
+            if features is not None:
+                z = self._sum_shown(self._codes(f, kept, frozen=True), shown)
+                quantizer = z.new_zeros(())
+            elif self.arm.straight_through == "scales":
                 codes, losses = quantize_scales(f, self.grids, kept)
                 quantizer = torch.stack(losses).mean()
                 z = self._sum_shown(codes, shown)
@@ -127,14 +132,16 @@ class TokenizerObjective(nn.Module):
         return sum(e * weights[:, k, None, None, None] for k, e in enumerate(codes))  # type: ignore[return-value]
 
     @torch.no_grad()
-    def _codes(self, f: Tensor, kept: tuple[bool, ...]) -> list[Tensor]:
-        """Upsampled codes of the kept scales; moves the gains towards the residuals met."""
+    def _codes(self, f: Tensor, kept: tuple[bool, ...], frozen: bool = False) -> list[Tensor]:
+        """Upsampled codes of the kept scales; moves the gains towards the residuals met, unless
+        they are frozen.
+        """
         codes, z = [], torch.zeros_like(f)
         for k, grid in enumerate(self.grids):
             if not kept[k]:
                 continue
             residual = area_down(f - z, grid)
-            if self.arm.gains and self.training:
+            if self.arm.gains and self.training and not frozen:
                 self.gains[k].lerp_(residual.abs().mean(), GAIN_RATE)
             gain = self.gains[k].clone() if self.arm.gains else None
             codes.append(resize(codes_from_bits(to_bits(residual), gain), self.grids[-1]))

@@ -147,3 +147,40 @@ def test_shipped_config_loads_and_names_mistakes() -> None:
     assert (config.batch_size, config.arms[0].name) == (8, "x")
     with pytest.raises(UserError, match=r"(?s)batch_size.*batchsize"):
         load_config(TrainTokenizerConfig, path, ["batch_size=0", "batchsize=3"])
+
+
+def test_the_decoder_alone_gets_better_on_codes_that_stay(tmp_path: Path) -> None:
+    first = run_tokenizer(replace(CONFIG, output_dir=str(tmp_path / "1")), squares(32))
+    decoder = replace(
+        CONFIG,
+        output_dir=str(tmp_path / "2"),
+        train="decoder",
+        cache_images=70,
+        resume_from=str(first.folder),
+        resume="weights",
+        max_steps=60,
+        log_error_weight=0.02,
+        corner_weight=4.0,
+    )
+    second = run_tokenizer(decoder, squares(32))
+    assert second.psnr_db > first.psnr_db + 0.3
+    before, after = (load_tokenizer(result.folder) for result in (first, second))
+    for part, same in [("encoder", True), ("decoder", False), ("quantizer", True)]:
+        one, other = (getattr(t, part).state_dict() for t in (before, after))
+        assert all(torch.equal(one[key], other[key]) for key in one) == same, part
+    assert rows(tmp_path / "2", "cache")[0]["images"] == 70
+
+
+def test_the_decoder_alone_needs_a_tokenizer(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="train is decoder, which needs resume_from"):
+        run_tokenizer(replace(CONFIG, output_dir=str(tmp_path), train="decoder"), squares(32))
+
+
+def test_shipped_decoder_config_fits_the_tokenizer_config() -> None:
+    folder = Path(__file__).parents[2] / "configs/train"
+    whole, decoder = (
+        load_config(TrainTokenizerConfig, folder / f"{name}.yaml", [])
+        for name in ("tokenizer", "decoder")
+    )
+    assert (decoder.model, decoder.resolution) == (whole.model, whole.resolution)
+    assert decoder.arms[0].gains == whole.arms[-1].gains
