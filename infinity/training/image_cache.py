@@ -64,11 +64,12 @@ def build_image_cache(
     started = time.monotonic()
     pixels: list[Tensor] = []
     encoded: list[Tensor] = []
-    for start in range(0, images, CHUNK):
-        image = source.batch(CHUNK)[0].contiguous(memory_format=torch.channels_last)
+    chunk = min(CHUNK, images)
+    for start in range(0, images, chunk):
+        image = source.batch(chunk)[0].contiguous(memory_format=torch.channels_last)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             f = features(image)
-        taken = min(CHUNK, images - start)
+        taken = min(chunk, images - start)
         pixels.append(((image[:taken] + 1) * 127.5).round().clamp(0, 255).byte())
         encoded.append(f[:taken].half())
     cache = ImageCache(torch.cat(pixels), torch.cat(encoded), time.monotonic() - started)
