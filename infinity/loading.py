@@ -14,7 +14,7 @@ from infinity.checkpoint import (
     read_state,
     text_encoder_folder,
 )
-from infinity.checkpoint.directory import MANIFEST
+from infinity.checkpoint.directory import MANIFEST, TEXT_ENCODER, listed_files
 from infinity.config import ModelConfig
 from infinity.errors import UserError
 
@@ -45,13 +45,27 @@ def own_text_encoder(path: Path, config: ModelConfig) -> Path:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    folder = text_encoder_folder(path) if path.is_dir() and (path / MANIFEST).exists() else None
+    folder = text_encoder_folder(path) if has_text_encoder(path) else None
     if folder is None:
-        kind = "a local copy of google/flan-t5-xl" if config.text_encoder.kind == "t5" else "MiniLM"
-        raise UserError(
-            f"{path} holds no text encoder; give text_encoder=FOLDER ({kind}) or convert with one"
-        )
+        raise UserError(no_text_encoder(path, config))
     return folder
+
+
+def has_text_encoder(path: Path) -> bool:
+    """Whether ``path`` is a model directory that lists a text encoder.
+
+    Raises:
+        UserError: an unreadable manifest.
+    """
+    if not (path / MANIFEST).exists():
+        return False
+    return any(entry["component"] == TEXT_ENCODER for entry in listed_files(path).values())
+
+
+def no_text_encoder(path: Path, config: ModelConfig) -> str:
+    """The sentence for a model that has no text encoder of its own."""
+    kind = "a local copy of google/flan-t5-xl" if config.text_encoder.kind == "t5" else "MiniLM"
+    return f"{path} holds no text encoder; give text_encoder=FOLDER ({kind}) or convert with one"
 
 
 def resolve_device(name: str | None) -> torch.device:

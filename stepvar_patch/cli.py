@@ -51,18 +51,16 @@ def generate(
     as_json: Json = False,
 ) -> None:
     """Draw the prompts of a file. Run it again to resume an interrupted run."""
-    from stepvar_patch.experiments.loading import load_config
-    from stepvar_patch.experiments.schema import GenerateConfig
-
-    words = [*(overrides or []), *(["preview=true"] if preview else [])]
-    settings = load_config(GenerateConfig, config, words)
     from infinity.io.ranks import ranks_from_environment
+    from stepvar_patch.experiments.check import load_run
     from stepvar_patch.experiments.generate import run
     from stepvar_patch.progress import RunProgress
 
+    words = [*(overrides or []), *(["preview=true"] if preview else [])]
+    settings, checked = load_run(config, words)
     load, ranks = load_pipeline_of(context), ranks_from_environment()
     with RunProgress(talk) as progress:
-        summary = run(settings, progress, load, ranks)
+        summary = run(settings, progress, load, ranks, checked)
     if ranks.rank:
         return
     found = f", {summary.resumed} were finished before" if summary.resumed else ""
@@ -180,16 +178,13 @@ def doctor(
     plan = ""
     if config is not None:
         from infinity.config import PRESETS
+        from stepvar_patch.experiments.check import load_run
         from stepvar_patch.experiments.dry_run import as_text, dry_run
-        from stepvar_patch.experiments.loading import load_config
-        from stepvar_patch.experiments.plan import check
-        from stepvar_patch.experiments.schema import GenerateConfig
         from stepvar_patch.experiments.sparing import advise
 
         if shape is not None and shape not in PRESETS:
             raise UserError(f"--shape {shape} is unknown; allowed: {', '.join(PRESETS)}")
-        settings = load_config(GenerateConfig, config, overrides or [])
-        checked = check(settings, PRESETS[shape] if shape else None, generating=True)
+        settings, checked = load_run(config, overrides or [], PRESETS[shape] if shape else None)
         report["config"] = f"{config}: valid, {checked.images} images"
         cost = dry_run(settings, checked.model, checked.device.partition(":")[0])
         total = card_bytes(checked.device) if card_gib is None else int(card_gib * 2**30)

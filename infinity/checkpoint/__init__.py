@@ -1,6 +1,7 @@
 """Checkpoints: official files and model directories, read safely and strictly."""
 
 from infinity.checkpoint.directory import (
+    check_listed,
     digest,
     load_model_config,
     read_state,
@@ -12,6 +13,7 @@ from infinity.checkpoint.writer import save_model_directory
 
 __all__ = [
     "OfficialModel",
+    "check_listed",
     "digest",
     "load_into",
     "load_model_config",

@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,7 +14,8 @@ from infinity.checkpoint.int8 import SCALE_SUFFIX, dequantize_rows
 from infinity.checkpoint.lazy import LazyState, safetensors_state
 from infinity.checkpoint.official import check_relative
 from infinity.config import ModelConfig
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
+from infinity.io.strict_json import parse_json
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"
@@ -97,28 +99,48 @@ def digest(path: Path) -> str:
     return total.hexdigest()
 
 
+def check_listed(folder: Path) -> None:
+    """Makes sure that every file of a model directory is there in its full size; reads none.
+
+    Raises:
+        Mistakes: every file that is not.
+    """
+    found: list[str] = []
+    for name, entry in listed_files(folder).items():
+        with collecting(found):
+            _present(folder, name, entry)
+    if found:
+        raise Mistakes(found)
+
+
 def verified(folder: Path, name: str) -> Path:
     """A listed file, after comparing size and checksum with the manifest.
 
     Raises:
         UserError: missing, outside the folder, or changed.
     """
-    entry, path = listed_files(folder)[name], folder / name
+    entry = listed_files(folder)[name]
+    path = _present(folder, name, entry)
+    if file_sha256(path) != entry["sha256"]:
+        raise UserError(f"{path}: damaged, its sha256 differs from {MANIFEST}; fetch it again")
+    return path
+
+
+def _present(folder: Path, name: str, entry: Mapping[str, Any]) -> Path:
+    path = folder / name
     if not path.resolve().is_relative_to(folder.resolve()):
         raise UserError(f"{folder / MANIFEST}: file {name} lies outside the folder")
     if not path.is_file():
         raise UserError(f"{path}: missing, though {MANIFEST} lists it")
     if (size := path.stat().st_size) != entry["bytes"]:
         raise UserError(f"{path}: has {size} bytes instead of {entry['bytes']}; fetch it again")
-    if file_sha256(path) != entry["sha256"]:
-        raise UserError(f"{path}: damaged, its sha256 differs from {MANIFEST}; fetch it again")
     return path
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"), finite=False)
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no model directory, it has no {MANIFEST}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -44,6 +44,34 @@ def write_error(path: Path, error: OSError) -> Exception:
     return UserError(f"output: cannot write {path}: {reason}") if reason else error
 
 
+def check_writable(folder: Path, name: str) -> None:
+    """Makes sure that files can be made in a folder, or in the one that it will be made in.
+
+    A nameless file is tried there, so nothing is left behind, and root is told the truth.
+
+    Args:
+        folder: may be missing.
+        name: of the setting that names it, for messages.
+
+    Raises:
+        UserError: a file is in the way, the disk is full, or the place is not writable.
+    """
+    place = folder
+    try:
+        while not os.path.lexists(place) and place != place.parent:
+            place = place.parent
+        if not place.is_dir():
+            what = "is a file" if place.exists() else "is a link that leads nowhere"
+            raise UserError(f"{name}: {place} {what}; give a folder")
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        reason = _USERS_DISK.get(error.errno or 0, error.strerror)
+        if error.errno == errno.ENOENT:
+            reason = f"{place} takes no files"
+        raise UserError(f"{name}: cannot write into {folder}: {reason}") from error
+
+
 def open_file(path: Path, flags: int) -> BinaryIO:
     """An unbuffered file at exactly ``path``: a link there is not followed.
 

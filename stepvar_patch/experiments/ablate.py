@@ -16,9 +16,10 @@ from infinity.io.files import remove_temporary, write_atomic, write_error
 from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
 from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
+from stepvar_patch.experiments.check import CheckedRun, check
 from stepvar_patch.experiments.compare import Drawn, compare, draw
 from stepvar_patch.experiments.generate import Progress, settings_of, versions
-from stepvar_patch.experiments.plan import CheckedRun, ImageJob, check, jobs
+from stepvar_patch.experiments.plan import ImageJob, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.policies.oracle import OraclePolicy
 

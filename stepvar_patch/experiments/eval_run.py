@@ -12,12 +12,13 @@ from infinity.errors import UserError
 from infinity.io.files import write_atomic, write_error
 from infinity.io.manifest import read_rows
 from stepvar_patch.experiments.arms import DENSE, Arm, DrawnArm, draw_arms, plain_config
+from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.estimate import Estimate
 from stepvar_patch.experiments.eval_schema import EvalConfig
 from stepvar_patch.experiments.evaluate import Scoring, evaluate
 from stepvar_patch.experiments.generate import Progress
 from stepvar_patch.experiments.maker import versions
-from stepvar_patch.experiments.plan import check, resolve_device
+from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.scorers.embedded import calibration
 from stepvar_patch.experiments.scorers.timing import flop_estimate
 

@@ -12,8 +12,9 @@ from infinity.errors import UserError
 from infinity.io.images import contact_sheet, write_png
 from infinity.io.manifest import RunFolder
 from infinity.io.ranks import Ranks, ranks_from_environment
+from stepvar_patch.experiments.check import CheckedRun, check
 from stepvar_patch.experiments.maker import Maker, settings_of, versions
-from stepvar_patch.experiments.plan import check, jobs
+from stepvar_patch.experiments.plan import jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import FREE_ON_RESUME, GenerateConfig
 from stepvar_patch.experiments.sparing import TEXT_CACHE, choose_memory, load_for_run
@@ -52,6 +53,7 @@ def run(
     progress: Progress,
     load_pipeline: LoadPipeline,
     ranks: Ranks | None = None,
+    checked: CheckedRun | None = None,
 ) -> RunSummary:
     """Draws every image of a run that is not finished yet, alone or as one of several processes.
 
@@ -66,6 +68,7 @@ def run(
         progress: told of every finished batch, by rank 0 of what all processes made.
         load_pipeline: reads the model directory.
         ranks: this process among those of the run; default: what the launcher's environment says.
+        checked: what `check` found; default: it is called.
 
     Returns:
         Counts of the whole run and the time taken.
@@ -75,7 +78,7 @@ def run(
     """
     start = time.perf_counter()
     ranks = ranks or ranks_from_environment()
-    checked = check(config, generating=True)
+    checked = checked or check(config, generating=True)
     memory = choose_memory(config, checked)
     resolved = {
         **asdict(config),

@@ -1,21 +1,30 @@
 """YAML files and ``key=value`` words in, validated dataclasses out; all mistakes told at once."""
 
-import io
 import os
+import re
 import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
-from infinity.errors import UserError
-from infinity.io.small_yaml import growth, read_small_yaml
-from stepvar_patch.experiments.problems import Key, Problem, find_problems, parse, report
-from stepvar_patch.experiments.references import check_references
+from infinity.errors import Mistakes, UserError
+from infinity.io.small_yaml import growth
+from stepvar_patch.experiments.problems import Problem, find_problems, parse
+from stepvar_patch.experiments.references import TooLong
+from stepvar_patch.experiments.tree import (
+    UNREADABLE,
+    at,
+    expand,
+    matching,
+    read_yaml,
+    replace,
+    resolve,
+    text_keys,
+    told,
+)
 
 T = TypeVar("T")
 
@@ -23,15 +32,43 @@ FROM_FILE = "from_file"
 """Metadata key of a field whose mapping may be given as the path of a YAML file that holds it."""
 
 
-_UNREADABLE = (
-    *(OSError, ValueError, TypeError, AttributeError, KeyError, IndexError, RecursionError),
-    *(yaml.YAMLError, OmegaConfBaseException),
-)
-"""What PyYAML and OmegaConf raise on damaged text, and what reading it may."""
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """What a file and the command line say, right or wrong.
+
+    Attributes:
+        values: plain, references followed; ``None`` where a value could not be had.
+        problems: every mistake.
+        unknown: names of the fields whose value is wrong, or rests on what is.
+    """
+
+    values: dict[str, Any]
+    problems: tuple[Problem, ...]
+    unknown: frozenset[str]
 
 
 def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T:
     """A config from a YAML file, with single values replaced from the command line.
+
+    Args:
+        schema: frozen dataclass that pydantic can validate.
+        path: the YAML file.
+        overrides: ``key=value`` words, applied in order; see `read_config`.
+
+    Returns:
+        The validated config.
+
+    Raises:
+        Mistakes: every one in the file, in the files it names and in the overrides.
+    """
+    draft = read_config(schema, path, overrides)
+    if draft.problems:
+        raise Mistakes(list(map(str, draft.problems)))
+    return parse(schema, draft.values)
+
+
+def read_config(schema: type[Any], path: Path, overrides: Sequence[str] = ()) -> Draft:
+    """The values of a YAML file, with single ones replaced, and all that is wrong with them.
 
     ``${key}`` refers to another value and ``${here}`` to the folder of the file. An override is
     ``a.b.3.c=value``: a given value replaces the old one whole, a number indexes a list, and ``*``
@@ -45,74 +82,98 @@ def load_config(schema: type[T], path: Path, overrides: Sequence[str] = ()) -> T
         overrides: ``key=value`` words, applied in order.
 
     Returns:
-        The validated config.
+        Values and mistakes.
 
     Raises:
-        UserError: the file cannot be read, or any mistake in the file or the overrides.
+        UserError: the file itself cannot be read.
     """
-    here = os.path.dirname(path) or "."
-    tree = _read_yaml(path)
-    problems: list[Problem] = []
-    origin: dict[tuple[str, ...], str] = {}
-    included = list(_included(schema))
-    try:
-        _include(tree, included, here, origin)
+    return _Reader(schema, path).draft(overrides)
+
+
+class _Reader:
+    def __init__(self, schema: type[Any], path: Path) -> None:
+        self._schema, self._path = schema, path
+        self._here = os.path.dirname(path) or "."
+        self._tree = read_yaml(path)
+        self._included = list(_included(schema))
+        self._origin: dict[tuple[str, ...], str] = {}
+        self._problems: list[Problem] = []
+        self._lost: list[tuple[str, ...]] = []
+
+    def draft(self, overrides: Sequence[str]) -> Draft:
+        self._include()
         for word in overrides:
-            source = f"argument '{_printable(word)}'"
+            self._override(word)
+        values = self._resolved()
+        found = find_problems(self._schema, values, str(self._path), self._origin)
+        further = [problem for problem in found if not self._is_lost(problem.keys)]
+        problems = (*self._problems, *further)
+        tops = {keys[0] for keys in (*self._lost, *(problem.keys for problem in problems)) if keys}
+        return Draft(values=values, problems=problems, unknown=frozenset(tops))
+
+    def _is_lost(self, keys: Sequence[str]) -> bool:
+        """Whether a value's mistake is known already, so that what follows from it is not told."""
+        return any(tuple(keys[: len(lost)]) == lost for lost in self._lost)
+
+    def _lose(self, keys: tuple[str, ...], source: str, text: str) -> None:
+        self._problems.append(Problem(source, text, keys))
+        self._lost.append(keys)
+        replace(self._tree, keys, None)
+
+    def _override(self, word: str) -> None:
+        source = f"argument '{_printable(word)}'"
+        try:
+            written, value = _parse_override(self._schema, word)
+            if self._is_lost(written):
+                return
+            for keys in expand(self._tree, written):
+                replace(self._tree, keys, value)
+                self._origin[tuple(keys)] = source
+        except ValueError as error:
+            top = tuple(word.partition("=")[0].split(".")[:1]) if "=" in word else ()
+            self._problems.append(Problem(source, str(error), top))
+        else:
+            self._include()
+
+    def _include(self) -> None:
+        """Puts the content of YAML files in the place of their paths."""
+        for path in self._included:
+            for keys in matching(self._tree, path):
+                if not isinstance(at(self._tree, keys), str):
+                    continue
+                file = Path(at(self._resolved(), keys) or "")
+                if self._is_lost(keys):
+                    continue
+                name = tuple(keys)
+                try:
+                    content = resolve(read_yaml(file, ".".join(keys)), os.path.dirname(file) or ".")
+                except UserError as error:
+                    self._lose(name, "", str(error))
+                except UNREADABLE as error:
+                    self._lose(name, str(file), told(error))
+                else:
+                    replace(self._tree, keys, content)
+                    self._origin[name] = str(file)
+
+    def _resolved(self) -> dict[str, Any]:
+        """The tree with its references followed; what leads nowhere is told and lost."""
+        while True:
             try:
-                written, value = _parse_override(schema, word)
-                for keys in _expand(tree, written):
-                    _replace(tree, keys, value)
-                    origin[tuple(keys)] = source
-            except ValueError as error:
-                problems.append(Problem(source, str(error)))
-            else:
-                _include(tree, included, here, origin)
-        values = _resolve(tree, here)
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        key = getattr(error, "full_key", None)
-        text = f"{key}: {_first_line(error)}" if key else _first_line(error)
-        problems.append(Problem(str(path), text))
-        raise UserError(report(problems)) from error
-    problems += find_problems(schema, values, str(path), origin)
-    if problems:
-        raise UserError(report(problems))
-    return parse(schema, values)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        text = io.StringIO(read_small_yaml(path))
-        tree = OmegaConf.to_container(OmegaConf.load(text), resolve=False)
-    except yaml.MarkedYAMLError as error:
-        line = error.problem_mark.line + 1 if error.problem_mark else 1
-        raise UserError(f"{path}:{line}: not valid YAML ({error.problem})") from error
-    except UserError:
-        raise
-    except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or _first_line(error)
-        raise UserError(f"config: cannot read {path} ({reason})") from error
-    if not isinstance(tree, dict):
-        raise UserError(f"config: {path} must hold 'key: value' lines")
-    return {str(key): _text_keys(value) for key, value in tree.items()}
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)
+                return resolve(self._tree, self._here)
+            except UNREADABLE as error:
+                text = told(error)
+                top = re.split(r"[.\[:]", text)[0]
+                known = top in self._tree and not self._is_lost((top,))
+                if isinstance(error, TooLong) or not known:
+                    self._problems.append(Problem(str(self._path), text))
+                    raise Mistakes(list(map(str, self._problems))) from error
+                self._lose((top,), str(self._path), text)
+                self._lost += [(key,) for key, value in self._tree.items() if "${" in str(value)]
 
 
 def _printable(text: str) -> str:
     """The text on one line."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
-
-
-def _text_keys(value: Any) -> Any:
-    """The value with every key of its mappings as text, as JSON and overrides have them."""
-    if isinstance(value, dict):
-        return {str(key): _text_keys(part) for key, part in value.items()}
-    return [_text_keys(part) for part in value] if isinstance(value, list) else value
 
 
 def _included(schema: type[Any], *above: str) -> Iterator[list[str]]:
@@ -123,40 +184,6 @@ def _included(schema: type[Any], *above: str) -> Iterator[list[str]]:
         hint = _hints(schema)[field.name]
         if get_origin(hint) is Mapping and is_dataclass(value := get_args(hint)[1]):
             yield from _included(cast(Any, value), *above, field.name, "*")
-
-
-def _include(
-    tree: dict[str, Any], paths: list[list[str]], here: str, origin: dict[tuple[str, ...], str]
-) -> None:
-    """Puts the content of YAML files in the place of their paths."""
-    for path in paths:
-        for keys in _matching(tree, path):
-            if isinstance(_at(tree, keys), str):
-                file = Path(_at(_resolve(tree, here), keys))
-                _replace(tree, keys, _resolve(_read_yaml(file), os.path.dirname(file) or "."))
-                origin[tuple(keys)] = str(file)
-
-
-def _matching(tree: Any, path: list[str]) -> list[list[str]]:
-    try:
-        return list(_expand(tree, path))
-    except ValueError:
-        return []
-
-
-def _at(tree: Any, keys: Sequence[str]) -> Any:
-    for key in keys:
-        tree = tree.get(key) if isinstance(tree, dict) else None
-    return tree
-
-
-def _resolve(tree: dict[str, Any], here: str) -> Any:
-    check_references({"here": here, **tree})
-    config = OmegaConf.create({"here": here, **tree})
-    values = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    if isinstance(values, dict) and "here" not in tree:
-        del values["here"]
-    return values
 
 
 def _parse_override(schema: type[Any], word: str) -> tuple[list[str], Any]:
@@ -171,8 +198,8 @@ def _parse_override(schema: type[Any], word: str) -> tuple[list[str], Any]:
         if problem := growth(f"- {text}"):
             raise ValueError(f"{path} {problem}")
         parsed: Any = OmegaConf.to_container(OmegaConf.create(f"- {text}"), resolve=False)
-        return keys, _text_keys(parsed[0])
-    except _UNREADABLE as error:
+        return keys, text_keys(parsed[0])
+    except UNREADABLE as error:
         raise ValueError(f"{path} = {text!r} is not a YAML value") from error
 
 
@@ -184,37 +211,3 @@ def _is_text(schema: type[Any], name: str) -> bool:
 
 def _hints(schema: type[Any]) -> dict[str, Any]:
     return get_type_hints(schema)
-
-
-def _expand(tree: Any, keys: Sequence[str]) -> Iterator[list[str]]:
-    """The paths that a path with ``*`` stands for."""
-    if "*" not in keys:
-        yield list(keys)
-        return
-    at = keys.index("*")
-    node = tree
-    for key in keys[:at]:
-        node = node.get(key) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or not node:
-        raise ValueError(f"{'.'.join(keys[: at + 1])} matches nothing")
-    for key in list(node):
-        yield from _expand(tree, [*keys[:at], key, *keys[at + 1 :]])
-
-
-def _replace(tree: Any, keys: Sequence[str], value: object) -> None:
-    node: Any = tree
-    for depth, key in enumerate(keys):
-        path, last = ".".join(keys[: depth + 1]), depth == len(keys) - 1
-        index: Key = key
-        if isinstance(node, list):
-            if not key.isdecimal() or int(key) >= len(node):
-                raise ValueError(f"{path} must be an index from 0 to {len(node) - 1}")
-            index = int(key)
-        elif not isinstance(node, dict):
-            raise ValueError(f"{'.'.join(keys[:depth])} = {node!r} has no parts to set")
-        if last:
-            node[index] = value
-        else:
-            if isinstance(node, dict) and node.get(key) is None:
-                node[key] = {}
-            node = node[index]

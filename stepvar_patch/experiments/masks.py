@@ -24,6 +24,7 @@ from infinity.policy import (
 )
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet
+from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.generate import settings_of
 from stepvar_patch.experiments.mask_page import (
@@ -32,7 +33,7 @@ from stepvar_patch.experiments.mask_page import (
     write_mask_page,
     write_strip,
 )
-from stepvar_patch.experiments.plan import check, jobs
+from stepvar_patch.experiments.plan import jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
 from stepvar_patch.policies.oracle import OraclePolicy

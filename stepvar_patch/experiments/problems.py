@@ -8,19 +8,28 @@ from typing import Any, TypeVar, get_args, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
 
+from infinity.errors import Mistakes
+
 T = TypeVar("T")
 Key = str | int
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One mistake: where it was given, and a clause that starts with the field's path."""
+    """One mistake.
+
+    Attributes:
+        source: where it was given; empty if the text says so.
+        text: a clause that starts with the field's path.
+        keys: that path; empty when several fields together are at fault, or none.
+    """
 
     source: str
     text: str
+    keys: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.source}: {self.text}"
+        return f"{self.source}: {self.text}" if self.source else self.text
 
 
 def parse(schema: type[T], values: object) -> T:
@@ -42,14 +51,7 @@ def parse(schema: type[T], values: object) -> T:
 def describe(schema: type[Any], values: object, source: str) -> str | None:
     """What is wrong with plain values, as one text, or ``None`` when nothing is."""
     problems = list(find_problems(schema, values, source, {}))
-    return report(problems) if problems else None
-
-
-def report(problems: Sequence[object]) -> str:
-    """Mistakes as one text, each on its own line when there are several."""
-    if len(problems) == 1:
-        return str(problems[0])
-    return "\n  ".join([f"{len(problems)} mistakes in the configuration:", *map(str, problems)])
+    return str(Mistakes(list(map(str, problems)))) if problems else None
 
 
 def find_problems(
@@ -69,25 +71,29 @@ def find_problems(
     try:
         parse(schema, values)
     except ValidationError as error:
-        found: dict[tuple[Key, ...], list[tuple[Any, str]]] = {}
+        found: dict[tuple[Key, ...], list[tuple[Any, str, bool]]] = {}
         for detail in error.errors(include_url=False):
-            keys = _real_keys(detail["loc"], values)
+            keys = _real_keys(detail["loc"], values, missing=detail["type"] == "missing")
             given = detail["input"]
             if detail["type"] in ("union_tag_invalid", "union_tag_not_found"):
                 keys = (*keys, "kind")
                 given = detail.get("ctx", {}).get("tag")
             clause = _clause(schema, keys, detail, values)
-            found.setdefault(keys, []).append((given, clause))
+            other_kind = detail["type"].endswith("_type")
+            found.setdefault(keys, []).append((given, clause, other_kind))
         for keys, clauses in found.items():
             if any(len(other) > len(keys) > 0 and other[: len(keys)] == keys for other in found):
                 continue
             given, path = clauses[0][0], ".".join(map(str, keys))
-            told = " or ".join(dict.fromkeys(clause for _, clause in clauses))
+            # Of the kinds that a value may have, the one that it has tells what is wrong.
+            own = [clause for _, clause, other_kind in clauses if not other_kind]
+            told = " or ".join(dict.fromkeys(own or [clause for _, clause, _ in clauses]))
+            told = told.replace(" or must be ", " or ")
             missing = "is required" in told or not keys
             text = f"{path} {told}" if missing else f"{path} = {given!r} {told}"
             names = tuple(map(str, keys))
             by = [word for at, word in origin.items() if at[: len(names)] == names[: len(at)]]
-            yield Problem(by[-1] if names and by else source, text.strip())
+            yield Problem(by[-1] if names and by else source, text.strip(), names)
 
 
 def nearest(word: str, valid: Sequence[str]) -> str:
@@ -96,8 +102,9 @@ def nearest(word: str, valid: Sequence[str]) -> str:
     return f"did you mean '{near[0]}'?" if near else f"valid are {', '.join(valid)}"
 
 
-def _real_keys(location: Sequence[Key], values: Any) -> tuple[Key, ...]:
-    """The location without pydantic's names for the branches of a union."""
+def _real_keys(location: Sequence[Key], values: Any, *, missing: bool) -> tuple[Key, ...]:
+    """The location without pydantic's names for the branches of a union; its end may be
+    missing."""
     keys: list[Key] = []
     node = values
     for position, key in enumerate(location):
@@ -107,7 +114,7 @@ def _real_keys(location: Sequence[Key], values: Any) -> tuple[Key, ...]:
         if inside:
             node = node[key]
             keys.append(key)
-        elif position == len(location) - 1 and isinstance(node, dict) and key != "[key]":
+        elif missing and position == len(location) - 1 and isinstance(node, dict):
             keys.append(key)
     return tuple(keys)
 
@@ -127,6 +134,10 @@ def _clause(schema: type[Any], keys: tuple[Key, ...], detail: Any, values: objec
         return f"is an unknown key; {nearest(str(keys[-1]), valid)}"
     if detail["type"] == "value_error":
         return str(detail["ctx"]["error"])
+    if detail["type"] in ("string_too_short", "too_short"):
+        least = detail["ctx"]["min_length"]
+        what = "characters" if detail["type"] == "string_too_short" else "items"
+        return "must not be empty" if least == 1 else f"must have at least {least} {what}"
     message = detail["msg"].replace("Input should be", "must be").replace("array", "list")
     message = message.replace("valid tuple", "list").replace("valid integer", "integer")
     return str(message.replace("a integer", "an integer").replace("a valid ", "a "))

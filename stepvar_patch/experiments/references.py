@@ -9,6 +9,10 @@ _REFERENCE = re.compile(r"(?<!\\)\$\{([^{}]*)\}")
 _PLAIN = re.compile(r"\s*(\.*)([\w-]+(?:[.\[][\w-]+\]?)*)\s*")
 
 
+class TooLong(ValueError):
+    """The values would grow beyond measure; nothing more should be done with them."""
+
+
 def check_references(tree: Any) -> None:
     """Makes sure that following all references gives a text of sane length.
 
@@ -16,8 +20,9 @@ def check_references(tree: Any) -> None:
         tree: plain values.
 
     Raises:
-        ValueError: a reference that is more than a key, one that leads to itself, or too long a
-            result; the message starts with the path of the value.
+        TooLong: the result.
+        ValueError: a reference that is more than a key or leads to itself; the message starts with
+            the path of the value.
     """
     _Measure(tree).of(())
 
@@ -39,7 +44,9 @@ class _Measure:
         size = self._size(path, _at(self._tree, path))
         self._open.remove(path)
         if size > MAX_CHARACTERS:
-            raise ValueError(f"{name}: is longer than {MAX_CHARACTERS} characters when filled in")
+            raise TooLong(
+                f"{name or 'all of it'}: is longer than {MAX_CHARACTERS} characters when filled in"
+            )
         self._known[path] = size
         return size
 

@@ -1,11 +1,12 @@
 """What a config file may say. Frozen dataclasses are the schema; pydantic holds values to it."""
 
 import os
+import re
 from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
-from pydantic import AfterValidator, ConfigDict, StringConstraints
+from pydantic import AfterValidator, ConfigDict
 
 from infinity.io.prompts import MAX_SEED
 from stepvar_patch.experiments.loading import FROM_FILE
@@ -16,7 +17,15 @@ Guidance = Annotated[float, Ge(0), Le(100)]
 Temperature = Annotated[float, Gt(0), Le(100)]
 Pixels = Annotated[int, Ge(16), Le(8192)]
 Dtype = Literal["float32", "bfloat16"]
-Device = Annotated[str, StringConstraints(pattern=r"^(cpu|cuda(:\d{1,2})?)$")]
+
+
+def _device(text: str) -> str:
+    if re.fullmatch(r"cpu|cuda(:\d{1,2})?", text) is None:
+        raise ValueError("must be cpu, cuda or cuda:N")
+    return text
+
+
+Device = Annotated[str, AfterValidator(_device)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,8 @@ from infinity.memory import Memory, MemoryNeed, memory_need
 from infinity.policy import DensePolicy
 from infinity.quantize import quantize_int8
 from infinity.tokenizer.banded import BandedDecoder
-from stepvar_patch.experiments.plan import CheckedRun, jobs
+from stepvar_patch.experiments.check import CheckedRun
+from stepvar_patch.experiments.plan import jobs
 from stepvar_patch.experiments.pruning import policy_request, resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
 

@@ -77,9 +77,12 @@ class FakePipeline:
 
 
 def write_model_directory(folder: Path) -> None:
-    """A manifest of the embedded model that lists no weights."""
-    folder.mkdir()
-    manifest = {"format_version": 1, "config": asdict(PRESETS["embedded"]), "files": {}}
+    """A manifest of the embedded model that lists no weights, and an empty text encoder."""
+    (folder / "text_encoder").mkdir(parents=True)
+    (folder / "text_encoder" / "config.json").write_text("{}")
+    entry = {"bytes": 2, "sha256": hashlib.sha256(b"{}").hexdigest(), "component": "text_encoder"}
+    files = {"text_encoder/config.json": entry}
+    manifest = {"format_version": 1, "config": asdict(PRESETS["embedded"]), "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest))
 
 

@@ -81,7 +81,7 @@ def test_only_what_is_unfinished_is_drawn(work: Path) -> None:
 def test_a_gpu_draws_unfinished_images_in_their_old_batch(
     work: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = "stepvar_patch.experiments.plan.resolve_device"
+    where = "stepvar_patch.experiments.check.resolve_device"
     monkeypatch.setattr(where, lambda device, dtype: ("cuda", "bfloat16"))
     gpu = FakePipeline(device=torch.device("cuda"))
     assert stepvar("generate", "c.yaml", pipeline=gpu) == 0

@@ -11,8 +11,8 @@ from tiny_model import REPOSITORY, write_tiny_model
 
 from infinity.config import PRESETS
 from stepvar_patch.cli import main
+from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.loading import load_config
-from stepvar_patch.experiments.plan import check
 from stepvar_patch.experiments.table_schema import (
     Benchmarks,
     TableConfig,

@@ -319,7 +319,7 @@ def attempt(parse: Target, data: bytes) -> str | None:
     try:
         parse(data)
     except UserError as error:
-        if "\n" in str(error).strip() and "mistakes in the configuration" not in str(error):
+        if "\n" in str(error).strip() and " mistakes:" not in str(error):
             return f"more than one line: {error}"
     except Exception as error:
         return f"{type(error).__name__}: {error}"

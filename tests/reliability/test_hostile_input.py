@@ -9,7 +9,7 @@ from pathlib import Path
 import fake_pipeline
 import fuzz
 import pytest
-from fake_pipeline import FakePipeline
+from fake_pipeline import FakePipeline, write_model_directory
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from resident import peak_mib, resident_mib, restart_peak
@@ -45,18 +45,25 @@ def test_damaged_input_ends_in_a_sentence(tmp_path: Path, inputs: int) -> None:
         ("a: &a [*a]", "inside its own anchor"),
         ("[" * 10_000, "levels deep"),
         ("a: " + "x" * (1 << 20), "larger than 1 MiB"),
-        ("model: ${prompts}\nprompts: ${model}\n", "leads back to itself"),
-        ("model: ${oc.env:HOME}\n", "is no reference to a key"),
-        ("model: ${${a}}\n", "not nested"),
+        ("model: ${prompts}\nprompts: ${model}\noutput: o\n", "leads back to itself"),
+        ("model: m\noutput: o\nprompts: ${oc.env:HOME}\n", "is no reference to a key"),
+        ("prompts: p.txt\noutput: o\nmodel: ${${a}}\n", "not nested"),
         ("seed: !!python/object/apply:os.system [ls]\n", "not valid YAML"),
         ("seed: " + "9" * 5000, "cannot read"),
     ],
 )
 def test_a_yaml_bomb_is_refused_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, told: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    text: str,
+    told: str,
 ) -> None:
     path = tmp_path / "c.yaml"
     path.write_text(text)
+    write_model_directory(tmp_path / "m")
+    (tmp_path / "p.txt").write_text("a")
+    monkeypatch.chdir(tmp_path)
     begun = time.monotonic()
     assert main(["generate", str(path)], FakePipeline().load) == 2
     assert time.monotonic() - begun < 5
