@@ -124,8 +124,8 @@ def compare(pruned: Drawn, dense: Drawn) -> Comparison:
         for si, codes in dense.codes.items()
     )
     return Comparison(
-        psnr_db=psnr(pruned.image, dense.image),
-        ssim=ssim(pruned.image, dense.image),
+        psnr_db=float(psnr(pruned.image[None], dense.image[None])),
+        ssim=float(ssim(pruned.image[None], dense.image[None])),
         bit_agreement=agreement,
         first_divergence=first_divergence(agreement),
     )

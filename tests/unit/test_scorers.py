@@ -129,7 +129,8 @@ def test_every_metric_with_files_has_a_value(files: MetricFiles, tmp_path: Path)
             for d in ("pruned", "dense"))  # fmt: skip
     first = replace(pruned, rows=pruned.rows[:1])
     alone = evaluate(first, dense, replace(scoring, files=replace(files, inception="no")))
-    assert alone["psnr_db"] == Estimate(value=pytest.approx(psnr(a / 255, b / 255)), n=1)
+    expected = float(psnr(a[None] / 255, b[None] / 255))
+    assert alone["psnr_db"] == Estimate(value=pytest.approx(expected), n=1)
 
 
 def test_pictures_that_are_the_real_ones_have_no_distance(

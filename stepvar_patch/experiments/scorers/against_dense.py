@@ -32,9 +32,8 @@ class AgainstDense:
         images, reference = (
             (x.permute(0, 3, 1, 2).float() / 255) for x in (batch.images, batch.reference)
         )
-        pairs = list(zip(images, reference, strict=True))
-        self._psnr += [psnr(a, b) for a, b in pairs]
-        self._ssim += [ssim(a, b) for a, b in pairs]
+        self._psnr += psnr(images, reference).tolist()
+        self._ssim += ssim(images, reference).tolist()
         if self._lpips is not None:
             with torch.inference_mode():
                 self._distances += self._lpips(images * 2 - 1, reference * 2 - 1).tolist()
