@@ -11,6 +11,9 @@ NO_DENSE = "no dense run to compare with"
 """Reason of metrics that compare, where there is nothing to compare with."""
 
 RESAMPLES = 1000
+DISTANCE_RESAMPLES = 200
+"""For distances between sets, which take longer and of which only the spread is used."""
+
 _TAILS = (2.5, 97.5)
 
 
@@ -37,6 +40,11 @@ class Estimate:
     @classmethod
     def absent(cls, reason: str) -> "Estimate":
         return cls(missing=f"missing: {reason}")
+
+
+def as_estimate(value: dict[str, Any]) -> Estimate:
+    """An estimate from its JSON form, in which what is not known may be left out."""
+    return Estimate(**{**value, "per_scale": tuple(value.get("per_scale", ()))})
 
 
 class Bootstrap:

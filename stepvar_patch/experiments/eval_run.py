@@ -80,7 +80,7 @@ def real_rows(scoring: Scoring) -> dict[str, dict[str, Estimate]]:
     if scoring.files.missing("drawings"):
         return {}
     try:
-        return calibration(scoring.files, scoring.device, scoring.cache / "calibration.json")
+        return calibration(scoring.files, scoring.device)
     except UserError as error:
         return {"real drawings, held out": {"name_rank": Estimate.absent(str(error))}}
 

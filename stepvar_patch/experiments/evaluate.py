@@ -7,7 +7,6 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from infinity.errors import UserError
 from infinity.io.files import write_atomic
 from stepvar_patch.experiments.arms import DrawnArm
 from stepvar_patch.experiments.codes import agreement, read_codes
-from stepvar_patch.experiments.estimate import NO_DENSE, Bootstrap, Estimate
+from stepvar_patch.experiments.estimate import NO_DENSE, Bootstrap, Estimate, as_estimate
 from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.metrics.bit_agreement import first_divergence
 from stepvar_patch.experiments.pictures import read_batches
@@ -29,7 +28,7 @@ from stepvar_patch.experiments.scorers.timing import time_estimates
 logger = logging.getLogger(__name__)
 
 SCORES = "scores.json"
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 """Raised when a metric's computation changes, so that kept scores are made again."""
 
 
@@ -195,8 +194,3 @@ def _kept(path: Path) -> tuple[str, dict[str, Estimate]] | None:
         return content["key"], metrics
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def as_estimate(value: dict[str, Any]) -> Estimate:
-    """An estimate from its JSON form."""
-    return Estimate(**{**value, "per_scale": tuple(value["per_scale"])})

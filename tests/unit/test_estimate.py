@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from stepvar_patch.experiments.estimate import Bootstrap, around
+from stepvar_patch.experiments.estimate import DISTANCE_RESAMPLES, Bootstrap, around
+from stepvar_patch.experiments.metrics.frechet import (
+    frechet_distance,
+    gaussian,
+    resampled_frechet_distances,
+)
 from stepvar_patch.experiments.metrics.kernel_distance import (
     kernel_distance,
     resampled_kernel_distances,
@@ -55,9 +60,36 @@ def test_the_median_and_its_resamples_agree_with_numpy(values: list[float]) -> N
 def test_kernel_distances_of_resamples_scatter_around_the_value() -> None:
     torch.manual_seed(0)
     a, b = torch.randn(200, 6), torch.randn(300, 6) + 0.5
-    value, resampled = resampled_kernel_distances(a, b, np.random.default_rng(0))
+    value, resampled = resampled_kernel_distances(
+        a, b, Bootstrap([str(i) for i in range(200)]).weights[:DISTANCE_RESAMPLES]
+    )
     assert value == pytest.approx(kernel_distance(a, b))
     estimate = around(value, resampled, 200)
     assert np.mean(resampled) == pytest.approx(value, abs=0.3 * (estimate.high - estimate.low))
     again = [kernel_distance(torch.randn(200, 6), b) for _ in range(30)]
     assert np.std(resampled) == pytest.approx(np.std(again), rel=0.6)
+
+
+def test_resampled_distances_keep_the_pictures_of_a_prompt_together() -> None:
+    torch.manual_seed(0)
+    a = torch.randn(50, 6).repeat_interleave(8, 0) + 0.01 * torch.randn(400, 6)
+    b, mean, covariance = torch.randn(300, 6), torch.zeros(6), torch.eye(6)
+    groups = [str(i // 8) for i in range(400)], [str(i) for i in range(400)]
+    together, apart = (Bootstrap(one).weights[:DISTANCE_RESAMPLES] for one in groups)
+    for spread in (
+        lambda weights: np.std(resampled_kernel_distances(a, b, weights)[1]),
+        lambda weights: np.std(resampled_frechet_distances(a, mean, covariance, weights)),
+    ):
+        assert spread(together) > 2 * spread(apart)
+
+
+def test_a_resample_that_is_the_sample_has_its_frechet_distance() -> None:
+    torch.manual_seed(0)
+    x, mean, covariance = torch.randn(90, 5).double(), torch.ones(5), torch.eye(5)
+    (found,) = resampled_frechet_distances(x, mean, covariance, np.ones((1, 90)))
+    assert found == pytest.approx(frechet_distance(*gaussian(x), mean, covariance), rel=1e-5)
+    repeated = resampled_frechet_distances(x[:2], mean, covariance, np.array([[2.0, 1], [1, 0]]))
+    rows = x[[0, 0, 1]]
+    assert repeated == [
+        pytest.approx(frechet_distance(*gaussian(rows), mean, covariance), rel=1e-5)
+    ]

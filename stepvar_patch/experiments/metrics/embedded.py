@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
 from infinity.text.base import TextEncoder
@@ -40,7 +41,8 @@ class Judged:
         background: likewise for the background colour.
         count: likewise for the number of copies.
         parsed: 1 where the prompt is in the caption grammar.
-        white: standardised features of single objects on white, on the device.
+        on_white: whether the image is to show a single object on white.
+        white: standardised features of those images, on the device.
     """
 
     rank: Float[np.ndarray, " n"]
@@ -49,6 +51,7 @@ class Judged:
     background: Float[np.ndarray, " n"]
     count: Float[np.ndarray, " n"]
     parsed: Float[np.ndarray, " n"]
+    on_white: Bool[np.ndarray, " n"]
     white: Float[Tensor, "m d"]
 
 
@@ -71,9 +74,10 @@ def judge(
     """
     if len(images) != len(prompts):
         raise ValueError(f"{len(images)} images for {len(prompts)} prompts")
-    parser = CaptionParser(reference.names)
+    parser = _parser(reference.names)
     requests = [parser.parse(prompt) for prompt in prompts]
     rank, word_rank, style, background, count = (np.full(len(images), np.nan) for _ in range(5))
+    on_white = np.zeros(len(images), dtype=bool)
     asked = [(i, r) for i, r in enumerate(requests) if r is not None]
     white = torch.empty(0, reference.feature_mean.shape[0], device=reference.feature_mean.device)
     if asked:
@@ -95,8 +99,8 @@ def judge(
         for (i, request), recognised in zip(singles, styles, strict=True):
             if request.style is not None:
                 style[i] = reference.styles[recognised] == request.style
-        on_white = [row for row, (_, r) in enumerate(singles) if r.background == "white"]
-        white = features[on_white]
+        rows = [row for row, (_, r) in enumerate(singles) if r.background == "white"]
+        white, on_white[[at[row] for row in rows]] = features[rows], True
     parsed = np.array([float(r is not None) for r in requests])
     return Judged(
         rank=rank,
@@ -105,6 +109,7 @@ def judge(
         background=background,
         count=count,
         parsed=parsed,
+        on_white=on_white,
         white=white,
     )
 
@@ -212,6 +217,11 @@ def evaluate(
         scores["real_held_out"] = score_images(real, captions, reference, device)
         scores["shuffled"] = score_images(real, others, reference, device)
     return scores
+
+
+@lru_cache(maxsize=2)
+def _parser(names: tuple[str, ...]) -> CaptionParser:
+    return CaptionParser(names)
 
 
 def _word_ranks(

@@ -1,5 +1,6 @@
 """Fréchet distance of Gaussians, and the projection that makes it usable with few images."""
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -53,6 +54,31 @@ def few_frechet_distance(
 def gaussian(x: Float[Tensor, "n k"]) -> tuple[Float[Tensor, " k"], Float[Tensor, "k k"]]:
     """Mean and covariance of the rows."""
     return x.mean(0), torch.cov(x.T)
+
+
+def resampled_frechet_distances(
+    x: Float[Tensor, "n k"],
+    mean: Float[Tensor, " k"],
+    covariance: Float[Tensor, "k k"],
+    weights: Float[np.ndarray, "r n"],
+) -> list[float]:
+    """`frechet_distance` of resamples of the rows to another Gaussian.
+
+    Args:
+        x: rows that are resampled.
+        mean: of the other Gaussian.
+        covariance: likewise.
+        weights: how often each resample has each row; resamples of fewer than two are left out.
+    """
+    rows = x.double()
+    w = torch.from_numpy(weights).to(rows)
+    found = []
+    for one in w[w.sum(1) >= 2]:
+        total = one.sum()
+        centre = one @ rows / total
+        spread = (rows - centre) * one[:, None].sqrt()
+        found.append(frechet_distance(centre, spread.T @ spread / (total - 1), mean, covariance))
+    return found
 
 
 def _root(matrix: Float[Tensor, "k k"]) -> Float[Tensor, "k k"]:

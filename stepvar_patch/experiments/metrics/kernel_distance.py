@@ -32,34 +32,30 @@ def _kernel(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "
 
 
 def resampled_kernel_distances(
-    a: Float[Tensor, "n d"],
-    b: Float[Tensor, "m d"],
-    rng: np.random.Generator,
-    resamples: int = 200,
+    a: Float[Tensor, "n d"], b: Float[Tensor, "m d"], weights: Float[np.ndarray, "r n"]
 ) -> tuple[float, list[float]]:
     """The kernel distance and its values on resamples of ``a``; ``b`` stays as it is.
 
     Pairs of one row with its own copy are left out, as in the distance itself.
 
     Args:
-        a: rows that are resampled with replacement.
+        a: rows that are resampled.
         b: rows of the reference.
-        rng: draws the resamples.
-        resamples: how many.
+        weights: how often each resample has each row.
 
     Raises:
         ValueError: either side has fewer than two rows.
     """
     value = kernel_distance(a, b)
-    n, m = len(a), len(b)
+    m = len(b)
     x, y = a.double(), b.double()
     within, across = _kernel(x, x), _kernel(x, y).mean(1)
     within = within - within.diagonal().diag()
     yy = _kernel(y, y)
     constant = (yy.sum() - yy.diagonal().sum()) / (m * (m - 1))
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=resamples)
-    w = torch.from_numpy(counts).to(x)
-    pairs = n * n - w.square().sum(1)
+    w = torch.from_numpy(weights).to(x)
+    count = w.sum(1)
+    pairs = count.square() - w.square().sum(1)
     some = pairs > 0  # a resample of one row alone has no pair
-    found = (((w @ within) * w).sum(1) / pairs + constant - 2 * (w @ across) / n)[some]
+    found = (((w @ within) * w).sum(1) / pairs + constant - 2 * (w @ across) / count)[some]
     return value, found.tolist()

@@ -72,8 +72,12 @@ class Reference:
 
     def frechet(self, features: Float[Tensor, "n d"]) -> float:
         """Fréchet distance of standardised features to the real drawings, in the projection."""
-        mean, covariance = gaussian((features - self.pca_mean) @ self.pca_directions)
+        mean, covariance = gaussian(self.project(features))
         return frechet_distance(mean, covariance, self.real_mean, self.real_covariance)
+
+    def project(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n p"]:
+        """Standardised features in the real drawings' leading principal directions."""
+        return (features - self.pca_mean) @ self.pca_directions
 
     def to(self, device: torch.device | str) -> "Reference":
         moved = {f: getattr(self, f).to(device) for f in _tensor_fields()}

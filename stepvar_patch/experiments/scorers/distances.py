@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
@@ -15,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from infinity.errors import UserError
-from stepvar_patch.experiments.estimate import Bootstrap, Estimate, around
+from stepvar_patch.experiments.estimate import DISTANCE_RESAMPLES, Bootstrap, Estimate, around
 from stepvar_patch.experiments.metrics.frechet import (
     few_frechet_distance,
     frechet_distance,
@@ -122,12 +121,12 @@ def fid(features: Float[Tensor, "n d"], real: RealStatistics) -> Estimate:
     return Estimate(value=value, n=len(features))
 
 
-def kid(features: Float[Tensor, "n d"], real: RealStatistics) -> Estimate:
+def kid(features: Float[Tensor, "n d"], real: RealStatistics, bootstrap: Bootstrap) -> Estimate:
     """Kernel distance to the real pictures with its interval."""
     if len(features) < 2:
         return Estimate.absent(_FEW)
-    rng = np.random.default_rng(0)
-    value, resampled = resampled_kernel_distances(features[:KERNEL_SAMPLES], real.sample, rng)
+    weights = bootstrap.weights[:DISTANCE_RESAMPLES, :KERNEL_SAMPLES]
+    value, resampled = resampled_kernel_distances(features[:KERNEL_SAMPLES], real.sample, weights)
     return around(value, resampled, min(len(features), KERNEL_SAMPLES))
 
 
@@ -145,7 +144,7 @@ def inception_score(logits: Float[Tensor, "n c"], bootstrap: Bootstrap) -> Estim
         return (w @ own - (marginal * marginal.clamp_min(1e-300).log()).sum(1)).exp()
 
     value = float(score(p.new_ones(1, len(p))))
-    resampled = score(torch.from_numpy(bootstrap.weights[:200]).to(p))
+    resampled = score(torch.from_numpy(bootstrap.weights[:DISTANCE_RESAMPLES]).to(p))
     return around(value, resampled.cpu().numpy(), len(p))
 
 

@@ -2,25 +2,39 @@
 
 import json
 import logging
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from infinity.errors import UserError
 from infinity.io.files import write_atomic
+from infinity.io.manifest import file_sha256
 from infinity.text.minilm import MiniLMEncoder
 from infinity.training.data.captions import is_held_out
 from infinity.training.data.compose import Composer
 from infinity.training.data.pack import load_pack
 from infinity.training.data.render import SIDE_PX, render_drawing, render_pack
-from stepvar_patch.experiments.estimate import Bootstrap, Estimate, around
+from stepvar_patch.experiments.estimate import (
+    DISTANCE_RESAMPLES,
+    Bootstrap,
+    Estimate,
+    around,
+    as_estimate,
+)
 from stepvar_patch.experiments.metrics.embedded import (
     MIN_DISTANCE_SAMPLES,
     TOP,
     Judged,
     held_out_captions,
     judge,
+)
+from stepvar_patch.experiments.metrics.frechet import (
+    frechet_distance,
+    gaussian,
+    resampled_frechet_distances,
 )
 from stepvar_patch.experiments.metrics.icon_features import IconFeatures
 from stepvar_patch.experiments.metrics.kernel_distance import resampled_kernel_distances
@@ -30,6 +44,10 @@ from stepvar_patch.experiments.scorers.base import Batch, MetricFiles
 logger = logging.getLogger(__name__)
 
 REFERENCE = "reference.safetensors"
+CALIBRATION = "calibration.json"
+_CODE_VERSION = 1
+"""Raised when the judge changes, so that kept calibrations are made again."""
+
 METRICS = (
     "name_rank",
     "word_rank",
@@ -40,7 +58,6 @@ METRICS = (
     "kernel_distance",
     "frechet_64",
 )
-_FRECHET_RESAMPLES = 100
 
 
 def missing_reference(files: MetricFiles) -> str:
@@ -85,8 +102,9 @@ class EmbeddedJudge:
     """
 
     def __init__(self, files: MetricFiles, device: str) -> None:
-        reference = load_reference(Path(files.drawings), Path(files.text_encoder), device)
-        self._reference, self._extract = reference.to(device), IconFeatures(device)
+        self._reference, self._extract = _tools(
+            files.drawings, files.text_encoder, device, _stamp(_kept_reference(files))
+        )
         self._judged: list[Judged] = []
         self._unfit = ""
 
@@ -113,51 +131,48 @@ class EmbeddedJudge:
             "style": bootstrap.mean(style),
             "background": bootstrap.mean(background),
             "count": bootstrap.mean(count),
-            **self._distances(),
+            **self._distances(bootstrap),
         }
 
-    def _distances(self) -> dict[str, Estimate]:
+    def _distances(self, bootstrap: Bootstrap) -> dict[str, Estimate]:
         white = torch.cat([part.white for part in self._judged])
         n = len(white)
         if n < MIN_DISTANCE_SAMPLES:
             reason = f"{MIN_DISTANCE_SAMPLES} single objects on white, there are {n}"
             return dict.fromkeys(("kernel_distance", "frechet_64"), Estimate.absent(reason))
-        rng = np.random.default_rng(0)
-        distance, resampled = resampled_kernel_distances(white, self._reference.real_features, rng)
-        small, reference = white.cpu(), self._reference.to("cpu")
-        frechets = [
-            reference.frechet(small[torch.from_numpy(rng.integers(0, n, n))])
-            for _ in range(_FRECHET_RESAMPLES)
-        ]
+        chosen = np.concatenate([part.on_white for part in self._judged])
+        weights = bootstrap.weights[:DISTANCE_RESAMPLES, chosen]
+        real = self._reference
+        distance, distances = resampled_kernel_distances(white, real.real_features, weights)
+        small, mean, covariance = (
+            x.cpu() for x in (real.project(white), real.real_mean, real.real_covariance)
+        )
+        value = frechet_distance(*gaussian(small), mean, covariance)
+        values = resampled_frechet_distances(small, mean, covariance, weights)
         return {
-            "kernel_distance": around(distance, resampled, n),
-            "frechet_64": around(reference.frechet(small), frechets, n),
+            "kernel_distance": around(distance, distances, n),
+            "frechet_64": around(value, values, n),
         }
 
 
-def calibration(files: MetricFiles, device: str, cache: Path) -> dict[str, dict[str, Estimate]]:
+def calibration(files: MetricFiles, device: str) -> dict[str, dict[str, Estimate]]:
     """The judge's own accuracy: what held-out real drawings get, and with the captions of others.
+
+    The result is kept beside the drawings.
 
     Args:
         files: where the drawings are.
         device: where features are computed.
-        cache: JSON file that keeps the result.
 
     Raises:
         UserError: the drawings cannot be read or rendered.
     """
+    load_reference(Path(files.drawings), Path(files.text_encoder), device)
     pack = load_pack(Path(files.drawings))
-    if cache.exists():
-        kept = json.loads(cache.read_text())
-        if kept.get("pack") == pack.sha256:
-            rows = kept["rows"]
-            return {
-                row: {
-                    metric: Estimate(**{**v, "per_scale": tuple(v["per_scale"])})
-                    for metric, v in metrics.items()
-                }
-                for row, metrics in rows.items()
-            }
+    cache = Path(files.drawings).with_name(CALIBRATION)
+    key = [_CODE_VERSION, pack.sha256, file_sha256(_kept_reference(files))]
+    if (kept := _kept_rows(cache, key)) is not None:
+        return kept
     chosen = [i for i, r in enumerate(pack.records) if is_held_out(r.concept, r.style)]
     if not chosen:
         raise UserError(f"{files.drawings}: holds no held-out drawing")
@@ -175,7 +190,7 @@ def calibration(files: MetricFiles, device: str, cache: Path) -> dict[str, dict[
         scorer.add(Batch(images=images.to(device), reference=None, prompts=prompts))
         found[name] = scorer.results(Bootstrap(captions))
     content = {
-        "pack": pack.sha256,
+        "key": key,
         "rows": {
             row: {metric: vars(estimate) for metric, estimate in metrics.items()}
             for row, metrics in found.items()
@@ -183,6 +198,36 @@ def calibration(files: MetricFiles, device: str, cache: Path) -> dict[str, dict[
     }
     write_atomic(cache, lambda file: file.write(json.dumps(content, indent=1).encode()))
     return found
+
+
+def _kept_rows(cache: Path, key: list[Any]) -> dict[str, dict[str, Estimate]] | None:
+    try:
+        content = json.loads(cache.read_text())
+        if content["key"] != key:
+            return None
+        return {
+            row: {metric: as_estimate(value) for metric, value in metrics.items()}
+            for row, metrics in content["rows"].items()
+        }
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+
+
+def _kept_reference(files: MetricFiles) -> Path:
+    return Path(files.drawings).with_name(REFERENCE)
+
+
+def _stamp(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+@lru_cache(maxsize=1)
+def _tools(
+    drawings: str, text_encoder: str, device: str, stamp: int
+) -> tuple[Reference, IconFeatures]:
+    """Reference and network, read once for all arms; ``stamp`` tells one reference from another."""
+    reference = load_reference(Path(drawings), Path(text_encoder), device)
+    return reference.to(device), IconFeatures(device)
 
 
 def _installed() -> bool:

@@ -63,7 +63,7 @@ class InceptionScorer:
             self._cache,
             self._device,
         )
-        return {**found, "fid": fid(features, real), "kid": kid(features, real)}
+        return {**found, "fid": fid(features, real), "kid": kid(features, real, bootstrap)}
 
 
 class ClipScorer:
