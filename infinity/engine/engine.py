@@ -30,7 +30,7 @@ def _why_plain(model: InfinityTransformer) -> str | None:
     return why_not(model.device)
 
 
-_MOST_RECORDINGS = 16
+_MOST_RECORDINGS = 32
 _MOST_SEEN = 64
 
 

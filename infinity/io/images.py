@@ -82,13 +82,20 @@ class Provenance:
         return cls(**{f.name: value[f.name] for f in fields(cls)})
 
 
-def write_png(path: Path, image: Image.Image, provenance: Provenance | None = None) -> None:
+def write_png(
+    path: Path,
+    image: Image.Image,
+    provenance: Provenance | None = None,
+    *,
+    compress_level: int = 6,
+) -> None:
     """Writes a PNG that is whole or absent.
 
     Args:
         path: the file.
         image: the pixels.
         provenance: stored in the text chunk ``stepvar``.
+        compress_level: of zlib, 0 to 9; 1 takes a quarter of the time of 6 and a fifth more room.
 
     Raises:
         UserError: the disk is full or the place is not writable.
@@ -97,7 +104,9 @@ def write_png(path: Path, image: Image.Image, provenance: Provenance | None = No
     if provenance is not None:
         text = json.dumps(provenance.to_json(), ensure_ascii=False, allow_nan=False)
         info.add_itxt(CHUNK, text)
-    write_atomic(path, lambda file: image.save(file, format="PNG", pnginfo=info))
+    write_atomic(
+        path, lambda file: image.save(file, "PNG", pnginfo=info, compress_level=compress_level)
+    )
 
 
 def read_png(path: Path) -> tuple[Image.Image, Provenance]:

@@ -68,7 +68,7 @@ def draw_arms(
     """Draws what the arms' folders do not hold yet.
 
     The arms take turns batch by batch, so that the machine's moods meet all of them alike. On a GPU
-    every arm draws a first batch that is forgotten.
+    every arm first draws a batch that is forgotten.
 
     Args:
         arms: with folders of their own; those with the same model share it.
@@ -105,7 +105,7 @@ def draw_arms(
             _draw_by_turns(makers, todo, progress, warm=device.startswith("cuda"))
             for arm in members:
                 if (policy := makers[arm.label].policy) is not None:
-                    count_flops(pipeline, todo[arm.label][0], arm.config, policy, arm.folder)
+                    count_flops(pipeline, todo[arm.label], arm.config, policy, arm.folder)
         for arm in arms:
             folders[arm.label].merge(job.file for job in todo[arm.label])
         return [
@@ -123,11 +123,13 @@ def _draw_by_turns(
     makers: dict[str, Maker], todo: dict[str, list[ImageJob]], progress: Progress, *, warm: bool
 ) -> None:
     turn = max(maker.batch_size for maker in makers.values())
+    for label, maker in makers.items():
+        first = todo[label][: maker.batch_size]
+        if warm and any(maker.unfinished(batch) for batch in _batches(todo[label], 1)):
+            maker.warm_up(first)
     for start in range(0, max(len(todo[label]) for label in makers), turn):
         for label, maker in makers.items():
             for batch in _batches(todo[label][start : start + turn], maker.batch_size):
-                if warm and start == 0 and maker.unfinished(batch):
-                    maker.warm_up(batch)
                 if made := maker.make(batch):
                     progress.advance(made)
 

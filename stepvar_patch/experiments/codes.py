@@ -35,10 +35,13 @@ class CodeRecorder:
 
     def image(self, index: int) -> dict[int, Int8[Tensor, "d h w"]]:
         """Signs (1, -1, or 0 where nothing was drawn) of the call's ``index``-th image by scale."""
-        for batch in self._batches:
+        for number, batch in enumerate(self._batches):
             size = len(next(iter(batch.values())))
             if index < size:
-                return {scale: signs[index].cpu() for scale, signs in batch.items()}
+                if next(iter(batch.values())).is_cuda:
+                    batch = {scale: signs.cpu() for scale, signs in batch.items()}
+                    self._batches[number] = batch
+                return {scale: signs[index] for scale, signs in batch.items()}
             index -= size
         raise IndexError(index)
 

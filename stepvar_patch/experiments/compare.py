@@ -1,8 +1,7 @@
 """A picture drawn dense and pruned with the same random numbers, and how the two compare."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jaxtyping import Float
@@ -69,7 +68,8 @@ def draw(
         job: prompt and seed.
         settings: keyword arguments of the pipeline.
         policy: None is dense.
-        count: count operations, which takes time, so that the time is not told.
+        count: count operations, which takes time, so that the time is not told. They are carried
+            out by modules and attention whose operations the counter knows.
 
     Raises:
         UserError: the policy or a setting does not fit the model.
@@ -77,6 +77,7 @@ def draw(
     codes: dict[int, Tensor] = {}
     latents: dict[int, Tensor] = {}
     out: Any = None
+    drawing = pipeline
 
     def keep(end: Any) -> None:
         codes[end.scale], latents[end.scale] = end.codes[0], end.latent[0]
@@ -84,7 +85,7 @@ def draw(
     def work() -> None:
         nonlocal out
         out = draw_pruned(
-            pipeline,
+            drawing,
             policy,
             [job.row.prompt],
             negative_prompt=[job.negative_prompt] if job.negative_prompt else None,
@@ -98,23 +99,13 @@ def draw(
     if count:
         texts = [text for text in (job.row.prompt, job.negative_prompt) if text]
         encoding = count_flops(lambda: [pipeline.text_encoder.encode([text]) for text in texts])
-        with _reference_attention(pipeline):
-            flops = count_flops(work) - encoding
+        drawing = replace(pipeline, attention="sdpa", engine="plain")
+        flops = count_flops(work) - encoding
     else:
         work()
     image = ((pipeline.decode_tensor(out.latents)[0] + 1) / 2).clamp(0, 1)
     ms = None if count else round(out.timings["scales"], 3)
     return Drawn(image=image, codes=codes, latents=latents, ms=ms, flops=flops)
-
-
-@contextmanager
-def _reference_attention(pipeline: Any) -> Iterator[None]:
-    """The attention backend whose operations the counter knows; others may count as nothing."""
-    chosen, pipeline.attention = pipeline.attention, "sdpa"
-    try:
-        yield
-    finally:
-        pipeline.attention = chosen
 
 
 def compare(pruned: Drawn, dense: Drawn) -> Comparison:

@@ -20,7 +20,7 @@ from stepvar_patch.experiments.plan import ImageJob
 from stepvar_patch.experiments.pruning import draw_pruned, recorded
 from stepvar_patch.experiments.schema import GenerateConfig, ImageSettings
 
-_WRITERS = min(8, os.cpu_count() or 1)
+_WRITERS = min(16, os.cpu_count() or 1)
 """Threads that write a batch's pictures: compressing them is most of the work and runs outside the
 interpreter's lock."""
 
@@ -79,7 +79,8 @@ class Maker:
         pipeline: loaded.
         dtype: recorded in the pictures.
         policy: None is dense.
-        codes: also write every picture's codes, for comparisons bit by bit.
+        codes: also write every picture's codes, for comparisons bit by bit; the pictures themselves
+            are then compressed less, to be written sooner.
     """
 
     def __init__(
@@ -97,7 +98,7 @@ class Maker:
         device = pipeline.device.type
         self.batch_size = 1
         if device != "cpu":
-            self.batch_size = pipeline.max_batch_size = config.batch_size
+            self.batch_size = config.batch_size
         pruning = recorded(policy)
         self.recorded = {**self.settings, "pruning": pruning, "device": device, "dtype": dtype}
         if device == "cpu":
@@ -140,15 +141,16 @@ class Maker:
             for index in chosen:
                 path = self.folder.path / f"{batch[index].name}.preview.png"
                 write_png(path, strip(previews.images[index]))
-        if self.codes:
-            for index in chosen:
-                write_codes(self.folder.path, batch[index].name, codes.image(index))
+        signs = {index: codes.image(index) for index in chosen} if self.codes else {}
+
+        def write(index: int) -> ImageRow:
+            if self.codes:
+                write_codes(self.folder.path, batch[index].name, signs[index])
+            return self._write(batch[index], out.images[index], ms)
+
         try:
             with ThreadPoolExecutor(_WRITERS) as pool:
-                rows = pool.map(
-                    lambda index: self._write(batch[index], out.images[index], ms), chosen
-                )
-                for row in rows:
+                for row in pool.map(write, chosen):
                     self.folder.append(row)
         except UserError as error:
             count = len(self.folder.finished)
@@ -162,14 +164,25 @@ class Maker:
         return {job.file for job in batch if job.file not in self.folder.finished}
 
     def warm_up(self, batch: Sequence[ImageJob]) -> None:
-        """Draws a batch and forgets it, so that no recorded time holds a first call's set-up."""
-        self._draw(batch, [CodeRecorder().add] if self.codes else [])
+        """Draws a batch and forgets it, so that no recorded time holds the set-up of the decoder,
+        of a first call, or of a second, at which an engine records its graphs.
+        """
+        watchers = [CodeRecorder().add] if self.codes else []
+        self._draw(batch[:1], watchers)
+        for _ in range(2):
+            self._draw(batch, watchers, output_type="latent")
 
-    def _draw(self, batch: Sequence[ImageJob], watchers: Sequence[Callable[[Any], None]]) -> Any:
+    def _draw(
+        self,
+        batch: Sequence[ImageJob],
+        watchers: Sequence[Callable[[Any], None]],
+        **settings: Any,
+    ) -> Any:
         def watch(end: Any) -> None:
             for watcher in watchers:
                 watcher(end)
 
+        self.pipeline.max_batch_size = self.batch_size  # other makers may share the pipeline
         try:
             return draw_pruned(
                 self.pipeline,
@@ -179,6 +192,7 @@ class Maker:
                 seed=[job.seed for job in batch],
                 callback_on_scale_end=watch if watchers else None,
                 **self.settings,
+                **settings,
             )
         except RuntimeError as error:
             if type(error).__name__ != "OutOfMemoryError":
@@ -200,7 +214,7 @@ class Maker:
             extra=job.row.extra,
         )
         path = self.folder.path / job.file
-        write_png(path, image, provenance)
+        write_png(path, image, provenance, compress_level=1 if self.codes else 6)
         return ImageRow(
             id=job.row.id,
             seed=job.seed,

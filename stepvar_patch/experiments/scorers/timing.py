@@ -26,6 +26,9 @@ FLOPS = "flops.json"
 _TRUSTED = 0.3
 """Largest share by which the counted dense operations may differ from the cost model's."""
 
+_COUNTED = 4
+"""Pictures whose operations are counted: the first of a run."""
+
 _STAGES = ("text", "scales", "decode")
 
 
@@ -58,8 +61,8 @@ def time_estimates(
 def flop_estimate(
     config: ImageSettings, model: ModelConfig, device_type: str, folder: Path
 ) -> Estimate:
-    """Dense FLOPs / FLOPs: of the plan, or counted on one picture where the policy decides as it
-    draws.
+    """Dense FLOPs / FLOPs: of the plan, or counted on a few pictures where the policy decides as
+    it draws.
 
     Args:
         config: of the run.
@@ -72,7 +75,8 @@ def flop_estimate(
         return Estimate(value=plan.speedup, n=1)
     try:
         counted = json.loads((folder / FLOPS).read_text())
-        return Estimate(value=float(counted["dense_flops"] / counted["flops"]), n=1)
+        ratio = float(counted["dense_flops"] / counted["flops"])
+        return Estimate(value=ratio, n=counted["images"])
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         reason = f"{plan.policy} decides while it draws, and its operations were not counted"
         return Estimate.absent(reason)
@@ -84,16 +88,20 @@ def lacks_flops(config: ImageSettings, model: ModelConfig, device_type: str, fol
 
 
 def count_flops(
-    pipeline: Any, job: ImageJob, config: ImageSettings, policy: PruningPolicy, folder: Path
+    pipeline: Any,
+    jobs: Sequence[ImageJob],
+    config: ImageSettings,
+    policy: PruningPolicy,
+    folder: Path,
 ) -> None:
-    """Counts one picture's operations dense and under a policy whose plan is not known before.
+    """Counts a few pictures' operations dense and under a policy whose plan is not known before.
 
     The result goes to ``flops.json``. It is not believed when the dense count is far from the cost
     model's, as with kernels that the counter does not see; the file then holds none.
 
     Args:
         pipeline: of the run.
-        job: prompt and seed.
+        jobs: prompts and seeds; the first few are counted.
         config: of the run.
         policy: of the run.
         folder: of the run.
@@ -105,19 +113,25 @@ def count_flops(
     if not lacks_flops(config, pipeline.config, device_type, folder):
         return
     plan = dry_run(config, pipeline.config, device_type)
-    settings = settings_of(config, pipeline)
+    settings, some = settings_of(config, pipeline), jobs[:_COUNTED]
     try:
-        dense = draw(pipeline, job, settings, None, count=True).flops or 0
-        pruned = draw(pipeline, job, settings, policy, count=True).flops or 0
+        dense, pruned = (
+            sum(draw(pipeline, job, settings, kind, count=True).flops or 0 for job in some)
+            for kind in (None, policy)
+        )
     except RuntimeError as error:  # a kernel that cannot run under the counter
         logger.warning("%s: operations could not be counted (%s)", folder, error)
         dense = pruned = 0
     if isinstance(policy, OraclePolicy):
         pruned -= dense
-    found: dict[str, int | None] = {"dense_flops": dense, "flops": pruned}
-    if abs(dense / plan.dense_flops - 1) > _TRUSTED or pruned <= 0:
+    found: dict[str, int | None] = {
+        "dense_flops": dense,
+        "flops": pruned,
+        "images": len(some),
+    }
+    if abs(dense / len(some) / plan.dense_flops - 1) > _TRUSTED or pruned <= 0:
         logger.warning("%s: the count of operations is not believed", folder)
-        found = {"dense_flops": None, "flops": None}
+        found |= {"dense_flops": None, "flops": None}
     record = json.dumps(found).encode()
     write_atomic(folder / FLOPS, lambda file: file.write(record))
 
