@@ -12,6 +12,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
 use_environment eval
 configs=$REPO/configs/tables
 [[ $PWD -ef $REPO ]] && configs=configs/tables
-for table in text_to_image scores restoration ratio_sweep; do
+for table in text_to_image equal_flops scores restoration ratio_sweep; do
   "$PYTHON" -P -m stepvar_patch.cli table "$configs/$table.yaml" "$@"
 done

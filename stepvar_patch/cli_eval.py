@@ -45,8 +45,8 @@ def table(
     published = load_published(settings.published)
     command = shlex.join(["stepvar", "table", str(config), *(overrides or [])])
     with RunProgress(talk) as progress:
-        rows = tables.run(settings, progress, load_pipeline_of(context))
+        result = tables.run(settings, progress, load_pipeline_of(context))
     title = f"{config.stem}, {settings.model}"
-    text = write_table(settings.folder, title, rows, published, command)
-    summary = {"output": str(settings.folder), "rows": tables.as_json(rows)}
+    text = write_table(settings.folder, title, result, published, command)
+    summary = {"output": str(settings.folder), "rows": tables.as_json(result.rows)}
     say(summary, f"{text}\n{settings.folder}", as_json)

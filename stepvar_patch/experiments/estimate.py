@@ -1,7 +1,7 @@
 """A measured number with its uncertainty, or the reason why there is none."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,18 @@ class Estimate:
     @classmethod
     def absent(cls, reason: str) -> "Estimate":
         return cls(missing=f"missing: {reason}")
+
+
+def compact(estimate: Estimate) -> dict[str, Any]:
+    """An estimate's JSON form: six significant digits, and nothing that is not known."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return [rounded(one) for one in value]
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    found = {field.name: getattr(estimate, field.name) for field in fields(Estimate)}
+    return {name: rounded(value) for name, value in found.items() if value not in (None, "", ())}
 
 
 def as_estimate(value: dict[str, Any]) -> Estimate:

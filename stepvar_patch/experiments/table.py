@@ -1,25 +1,33 @@
 """``stepvar table``: arms drawn by turns, scored, and put beside what is published."""
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infinity.errors import UserError
 from infinity.io.files import write_error
 from stepvar_patch.experiments.arms import Arm, draw_arms, plain_config
+from stepvar_patch.experiments.bench.environment import environment
 from stepvar_patch.experiments.benchmarks.columns import benchmark_estimates
 from stepvar_patch.experiments.check import check
-from stepvar_patch.experiments.estimate import Estimate
+from stepvar_patch.experiments.estimate import Estimate, compact
 from stepvar_patch.experiments.eval_run import real_rows
 from stepvar_patch.experiments.evaluate import Scoring, evaluate
 from stepvar_patch.experiments.generate import Progress
 from stepvar_patch.experiments.plan import resolve_device
-from stepvar_patch.experiments.scorers.embedded import METRICS
+from stepvar_patch.experiments.scorers.embedded import METRICS, reference_note
 from stepvar_patch.experiments.scorers.timing import flop_estimate
 from stepvar_patch.experiments.table_schema import TableConfig, table_cells
+
+_INTERVALS = (
+    "± half the 95 % interval, by bootstrap over prompts; of times and speed-ups, half the "
+    "distance of the quartiles."
+)
+_MACHINE = ("time", "cpu", "gpu", "python", "torch", "commit", "dirty", "code_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +45,23 @@ class TableRow:
     cells: dict[str, Estimate]
 
 
-def run(
-    table: TableConfig, progress: Progress, load_pipeline: Callable[..., Any]
-) -> list[TableRow]:
-    """The rows of a table, drawing and scoring what its folder does not hold yet.
+@dataclass(frozen=True, kw_only=True)
+class TableResult:
+    """A table with what it was made of.
+
+    Attributes:
+        rows: the arms, then what real pictures get.
+        notes: on how to read it.
+        environment: machine, precision, batch size and weights; empty where nothing was drawn.
+    """
+
+    rows: list[TableRow]
+    notes: list[str]
+    environment: dict[str, Any]
+
+
+def run(table: TableConfig, progress: Progress, load_pipeline: Callable[..., Any]) -> TableResult:
+    """A table, drawing and scoring what its folder does not hold yet.
 
     Args:
         table: the config.
@@ -54,11 +75,12 @@ def run(
     first = cells[0].config
     if not Path(first.model).exists():
         absent = Estimate.absent(f"model ({first.model})")
-        return [
+        rows = [
             TableRow(label=cell.label, images=0, cells=dict.fromkeys(columns, absent))
             for cell in cells
         ]
-    device, _ = resolve_device(table.device, table.dtype)
+        return TableResult(rows=rows, notes=[], environment={})
+    device, dtype = resolve_device(table.device, table.dtype)
     try:
         table.folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -83,15 +105,30 @@ def run(
         else:
             shapes = check(arm.config).model
             found["flops"] = flop_estimate(arm.config, shapes, device.partition(":")[0], arm.folder)
+        if device != "cpu" and arm.config.batch_size != arms[0].config.batch_size:
+            found |= dict.fromkeys(("ms", "speedup", "loop_speedup"), _other_batch(arm))
         found |= extra[arm.label]
         cells_of = {name: found[name] for name in columns}
         rows.append(TableRow(label=arm.label, images=len(pictures.rows), cells=cells_of))
-    if set(columns) & set(METRICS):
+    prompts = len({row.id for row in drawn[0].rows})
+    notes = [_INTERVALS, f"{len(drawn[0].rows)} pictures per arm, of {prompts} prompts."]
+    if set(columns) & set(METRICS) and not table.files.missing("drawings"):
+        notes.append(reference_note(table.files, device))
         for label, found in real_rows(scoring).items():
             kept = {name: found[name] for name in columns if name in found}
             count = max((e.n for e in kept.values()), default=0)
             rows.append(TableRow(label=f"{label}, n = {count}", images=count, cells=kept))
-    return rows
+    machine = environment(torch.device(device))
+    return TableResult(
+        rows=rows,
+        notes=notes,
+        environment={
+            **{name: machine[name] for name in _MACHINE},
+            "dtype": dtype,
+            "batch_size": 1 if device == "cpu" else first.batch_size,
+            "weights": drawn[0].rows[0].weights if drawn[0].rows else None,
+        },
+    )
 
 
 def slug(label: str) -> str:
@@ -103,6 +140,18 @@ def _same(found: dict[str, Estimate]) -> Estimate:
     return Estimate(value=1.0, n=found["ms"].n)
 
 
+def _other_batch(arm: Arm) -> Estimate:
+    reason = f"a time that compares (drawn {arm.config.batch_size} at once, dense more)"
+    return Estimate.absent(reason)
+
+
 def as_json(rows: list[TableRow]) -> list[dict[str, Any]]:
-    """The rows as JSON values."""
-    return json.loads(json.dumps([vars(r) for r in rows], default=vars))  # type: ignore[no-any-return]
+    """The rows as JSON values; what an estimate does not have is left out."""
+    return [
+        {
+            "label": row.label,
+            "images": row.images,
+            "cells": {name: compact(estimate) for name, estimate in row.cells.items()},
+        }
+        for row in rows
+    ]

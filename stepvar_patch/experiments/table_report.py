@@ -5,11 +5,12 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from infinity.io.files import write_atomic
 from stepvar_patch.experiments.estimate import NO_DENSE, Estimate
 from stepvar_patch.experiments.maker import versions
-from stepvar_patch.experiments.table import TableRow, as_json
+from stepvar_patch.experiments.table import TableResult, TableRow, as_json
 from stepvar_patch.experiments.table_schema import COLUMNS, PublishedRow
 from stepvar_patch.experiments.tabulate import latex_table, markdown_table
 
@@ -17,7 +18,7 @@ from stepvar_patch.experiments.tabulate import latex_table, markdown_table
 def write_table(
     folder: Path,
     title: str,
-    rows: Sequence[TableRow],
+    result: TableResult,
     published: Sequence[PublishedRow],
     command: str,
 ) -> str:
@@ -26,7 +27,7 @@ def write_table(
     Args:
         folder: made if it is not there.
         title: of the table.
-        rows: at least one.
+        result: with at least one row.
         published: shown below.
         command: that makes these files again.
 
@@ -38,19 +39,21 @@ def write_table(
         "title": title,
         "command": command,
         "versions": versions(),
-        "rows": as_json(list(rows)),
+        "environment": result.environment,
+        "notes": result.notes,
+        "rows": as_json(result.rows),
         "published": [{**vars(row), "values": dict(row.values)} for row in published],
     }
-    text = markdown(title, rows, published, command)
-    body, _ = _cells(rows)
+    text = markdown(title, result, published, command)
+    body, _ = _cells(result.rows)
     tex = latex_table(body, title)
     if published:
         tex += "\n" + latex_table(_published_cells(published), f"{title}: published values")
     files = {
         "table.md": text,
         "table.tex": tex,
-        "table.csv": _csv(rows, published),
-        "table.json": json.dumps(record, ensure_ascii=False, indent=1, allow_nan=False) + "\n",
+        "table.csv": _csv(result.rows, published),
+        "table.json": _json(record),
     }
     for name, content in files.items():
         write_atomic(folder / name, lambda file, data=content: file.write(data.encode()))
@@ -58,12 +61,15 @@ def write_table(
 
 
 def markdown(
-    title: str, rows: Sequence[TableRow], published: Sequence[PublishedRow], command: str
+    title: str, result: TableResult, published: Sequence[PublishedRow], command: str
 ) -> str:
     """The table, its notes, and the published values with their sources."""
-    body, notes = _cells(rows)
-    images = rows[0].images
-    parts = [f"**{title}**, {images} images per arm: `{command}`\n", markdown_table(body)]
+    body, notes = _cells(result.rows)
+    made = result.environment
+    where = f" on {made['gpu'] or made['cpu']}, {made['dtype']}" if made else ""
+    parts = [f"**{title}**{where}: `{command}`\n", markdown_table(body)]
+    if result.notes:
+        parts.append(" ".join(result.notes) + "\n")
     if notes:
         parts.append("\n".join(f"[{i}] {note}  " for i, note in enumerate(notes, 1)) + "\n")
     if published:
@@ -115,6 +121,21 @@ def _published_cells(published: Sequence[PublishedRow]) -> list[list[str]]:
         for row in published
     ]
     return [head, *lines]
+
+
+def _json(record: dict[str, Any]) -> str:
+    """One line per row, so that changes of a table can be read."""
+
+    def line(value: object) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    def lines(value: object) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n" + ",\n".join(map(line, value)) + "\n]"
+        return line(value)
+
+    parts = [f"{line(name)}: {lines(value)}" for name, value in record.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _csv(rows: Sequence[TableRow], published: Sequence[PublishedRow]) -> str:

@@ -29,6 +29,7 @@ class FakePipeline:
     delay_s: float = 0.0
     loads: list[str] = field(default_factory=list)
     batches: list[int] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     max_batch_size: int = 1
     config = PRESETS["embedded"]
@@ -56,6 +57,7 @@ class FakePipeline:
         **settings: Any,
     ) -> SimpleNamespace:
         self.batches.append(len(prompts))
+        self.sizes.append(self.max_batch_size)
         time.sleep(self.delay_s)
         negatives = negative_prompt or [""] * len(prompts)
         keys = [
@@ -65,7 +67,8 @@ class FakePipeline:
         for key in keys if callback_on_scale_end is not None else ():
             for scale in range(3):
                 latent = _noise(f"{key}{scale}")[None]
-                callback_on_scale_end(SimpleNamespace(scale=scale, latent=latent))
+                codes = latent.float() - 128
+                callback_on_scale_end(SimpleNamespace(scale=scale, latent=latent, codes=codes))
         latents = torch.stack([_noise(key) for key in keys])
         timings = {"text": 1.0, "scales": 2.0, "decode": 3.0}
         return SimpleNamespace(

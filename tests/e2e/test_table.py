@@ -6,19 +6,25 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from fake_pipeline import FakePipeline, write_model_directory
 from tiny_model import REPOSITORY, write_tiny_model
 
 from infinity.config import PRESETS
 from stepvar_patch.cli import main
+from stepvar_patch.experiments.arms import Arm, draw_arms
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.loading import load_config
+from stepvar_patch.experiments.schema import GenerateConfig
 from stepvar_patch.experiments.table_schema import (
     Benchmarks,
     TableConfig,
     load_published,
     table_cells,
 )
+from stepvar_patch.progress import RunProgress
+from stepvar_patch.terminal import talk
 
 TABLES = sorted((REPOSITORY / "configs" / "tables").glob("[!p]*.yaml"))
 PRUNING = REPOSITORY / "configs" / "pruning"
@@ -80,9 +86,14 @@ def test_a_table_has_a_row_per_arm_and_says_why_a_cell_is_empty(
     assert found["StepVAR"]["flops"]["value"] > 1
     assert found["StepVAR"]["psnr_db"]["n"] == 2
     assert found["LD-Pruning"]["flops"]["value"] > 1
+    assert found["LD-Pruning"]["flops"]["n"] == 2
     assert found["StepVAR"]["fid"]["missing"].startswith("missing: files.inception (models/")
     assert found["StepVAR"]["geneval"]["missing"].startswith("missing: benchmarks.geneval (data/")
     assert "| StepVAR |" in shown
+    assert "2 pictures per arm, of 2 prompts." in shown
+    record = json.loads(Path("out/tiny/table.json").read_text())
+    assert record["environment"]["dtype"] == "float32"
+    assert record["environment"]["weights"] in Path("out/tiny/dense/run.jsonl").read_text()
     assert "missing: files.inception" in shown
     assert "| Other | 2B | – | 0.5 | arXiv:1, tab. 2 |" in shown
     tex = Path("out/tiny/table.tex").read_text()
@@ -131,6 +142,31 @@ def test_geneval_prompts_are_drawn_and_laid_out_for_the_scorer(work: Path) -> No
     assert rows()["StepVAR"]["geneval"]["missing"].startswith("missing: files.detector (")
     samples = sorted(Path("out/tiny/stepvar-geneval/geneval/00000/samples").iterdir())
     assert [p.name for p in samples] == [f"000{k}.png" for k in range(4)]
+
+
+def test_on_a_gpu_every_arm_is_warmed_up_and_keeps_its_batch_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = "stepvar_patch.experiments.plan.resolve_device"
+    monkeypatch.setattr(where, lambda device, dtype: ("cuda", "bfloat16"))
+    (tmp_path / "p.txt").write_text("a\nb\nc\n")
+    write_model_directory(tmp_path / "model")
+    paths = {"model": str(tmp_path / "model"), "prompts": str(tmp_path / "p.txt")}
+    arms = [
+        Arm(
+            label=name,
+            config=GenerateConfig(**paths, output=str(tmp_path / name), batch_size=size),
+        )
+        for name, size in (("dense", 2), ("alone", 1))
+    ]
+    gpu = FakePipeline(device=torch.device("cuda"))
+    drawn = draw_arms(arms, None, RunProgress(talk), gpu.load)
+    assert gpu.batches == [*(1, 2, 2), *(1, 1, 1), *(2, 1, 1), *(1, 1)]
+    assert [len(arm.rows) for arm in drawn] == [3, 3]
+    assert gpu.sizes == [*(2, 2, 2), *(1, 1, 1), *(2, 1, 1), *(2, 1)]
+    again = FakePipeline(device=torch.device("cuda"))
+    draw_arms(arms, None, RunProgress(talk), again.load)
+    assert again.batches == []
 
 
 @pytest.mark.parametrize(

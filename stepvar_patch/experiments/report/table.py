@@ -34,6 +34,8 @@ class _File:
     rows: tuple[_Row, ...]
     published: tuple[_Published, ...] = ()
     versions: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str | int | bool | None] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def is_table(value: dict[str, Any]) -> bool:
@@ -58,9 +60,9 @@ def read_table(path: Path, value: dict[str, Any]) -> Source:
     return Source(
         title=f"Table: {file.title}",
         path=str(path),
-        summary=f"{len(rows)} rows, {file.rows[0].images} images per arm.",
+        summary=" ".join((f"{len(rows)} rows, {file.rows[0].images} images per arm.", *file.notes)),
         commands=(file.command,),
-        environment=file.versions,
+        environment={**file.versions, **{k: str(v) for k, v in file.environment.items()}},
         arms=[arm(label, cells, file.title) for label, cells in rows.items()],
         tables=tables,
     )

@@ -200,6 +200,23 @@ def calibration(files: MetricFiles, device: str) -> dict[str, dict[str, Estimate
     return found
 
 
+def reference_note(files: MetricFiles, device: str) -> str:
+    """Which real pictures the distances are to.
+
+    Args:
+        files: where the drawings are.
+        device: where the reference is fitted if it is not there.
+    """
+    reference = load_reference(Path(files.drawings), Path(files.text_encoder), device)
+    records = load_pack(Path(files.drawings)).records
+    real = sum(not is_held_out(r.concept, r.style) for r in records)
+    return (
+        f"Distances are to drawings of the training set on white: FD64 to all {real}, the kernel "
+        f"distance to {len(reference.real_features)} of them. FD64 reads higher for fewer pictures "
+        "and compares only at equal numbers; the kernel distance is unbiased."
+    )
+
+
 def _kept_rows(cache: Path, key: list[Any]) -> dict[str, dict[str, Estimate]] | None:
     try:
         content = json.loads(cache.read_text())
