@@ -98,6 +98,6 @@ def agreement(
 ) -> tuple[float | None, ...]:
     """Share of equal bits per scale of the reference; None where the other drew nothing."""
     return tuple(
-        bit_agreement(codes[scale].float(), signs.float()) if scale in codes else None
+        bit_agreement(codes[scale], signs) if scale in codes else None
         for scale, signs in sorted(reference.items())
     )

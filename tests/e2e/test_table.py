@@ -147,7 +147,7 @@ def test_geneval_prompts_are_drawn_and_laid_out_for_the_scorer(work: Path) -> No
 def test_on_a_gpu_every_arm_is_warmed_up_and_keeps_its_batch_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    where = "stepvar_patch.experiments.plan.resolve_device"
+    where = "stepvar_patch.experiments.check.resolve_device"
     monkeypatch.setattr(where, lambda device, dtype: ("cuda", "bfloat16"))
     (tmp_path / "p.txt").write_text("a\nb\nc\n")
     write_model_directory(tmp_path / "model")

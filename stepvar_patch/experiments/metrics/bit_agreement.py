@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 
-from jaxtyping import Float
+from jaxtyping import Real
 from torch import Tensor
 
 
-def bit_agreement(codes: Float[Tensor, "d h w"], reference: Float[Tensor, "d h w"]) -> float:
+def bit_agreement(codes: Real[Tensor, "d h w"], reference: Real[Tensor, "d h w"]) -> float:
     """Share of the scale's code values that have the reference's sign; 1 is equal, 0.5 is chance.
 
     Args:
         codes: one image's codes of one scale; a value of 0 (nothing drawn there) agrees with none.
         reference: the dense run's codes of that scale.
     """
-    return float((codes.sign() == reference.sign()).double().mean())
+    return float((codes.sign() == reference.sign()).sum()) / reference.numel()
 
 
 def first_divergence(agreement: Sequence[float | None]) -> int | None:
