@@ -111,12 +111,20 @@ def show(name: str, estimate: Estimate) -> str:
 
 def _published_cells(published: Sequence[PublishedRow]) -> list[list[str]]:
     columns = [name for name in COLUMNS if any(name in row.values for row in published)]
-    head = ["method", "model", "hardware", *(COLUMNS[name].title for name in columns), "source"]
+    head = [
+        "method",
+        "model",
+        "hardware",
+        *(COLUMNS[name].title for name in columns),
+        "source",
+        "checked",
+    ]
     lines = [
         [
             *(row.method, row.model, row.hardware or "–"),
             *(f"{row.values[name]:g}" if name in row.values else "–" for name in columns),
             row.source,
+            row.checked,
         ]
         for row in published
     ]

@@ -190,6 +190,7 @@ class PublishedRow:
         hardware: of its times; empty where none are given.
         values: column → number.
         source: publication.
+        checked: what of it was found again in a public text, and where.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT
@@ -199,6 +200,7 @@ class PublishedRow:
     hardware: str = ""
     values: Mapping[ColumnName, float]
     source: Annotated[str, MinLen(5)]
+    checked: str = "no"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -95,7 +95,7 @@ def test_a_table_has_a_row_per_arm_and_says_why_a_cell_is_empty(
     assert record["environment"]["dtype"] == "float32"
     assert record["environment"]["weights"] in Path("out/tiny/dense/run.jsonl").read_text()
     assert "missing: files.inception" in shown
-    assert "| Other | 2B | – | 0.5 | arXiv:1, tab. 2 |" in shown
+    assert "| Other | 2B | – | 0.5 | arXiv:1, tab. 2 | no |" in shown
     tex = Path("out/tiny/table.tex").read_text()
     assert tex.count(r"\begin{tabular}") == tex.count(r"\end{tabular}") == 2
     assert r"$\uparrow$" in tex

@@ -153,7 +153,7 @@ def test_a_table_gives_points_and_published_values(tmp_path: Path) -> None:
     source = read_source(tmp_path)
     assert [(arm.series, arm.point) for arm in source.arms] == [("ours", "0.3"), ("ours", "0.5")]
     assert source.arms[0].quality == {"fid": Quality(value=30, low=28, high=32)}
-    assert list(source.tables[-1].rows) == [["FastVAR", "2B", "–", "0.7", "paper"]]
+    assert list(source.tables[-1].rows) == [["FastVAR", "2B", "–", "0.7", "paper", "no"]]
     value["rows"] = [rows[0], rows[0]]
     (tmp_path / "table.json").write_text(json.dumps(value))
     with pytest.raises(UserError, match="a label of its own"):

@@ -25,6 +25,7 @@ class _Published:
     hardware: str = ""
     values: dict[str, float]
     source: str
+    checked: str = "no"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,12 +73,13 @@ def _published(rows: tuple[_Published, ...]) -> Table:
     names = dict.fromkeys(name for row in rows for name in row.values)
     return Table(
         title="published, by others' programs on others' machines",
-        head=("method", "model", "hardware", *map(title_of, names), "source"),
+        head=("method", "model", "hardware", *map(title_of, names), "source", "checked"),
         rows=[
             [
                 *(row.method, row.model, row.hardware or "–"),
                 *(f"{row.values[name]:g}" if name in row.values else "–" for name in names),
                 row.source,
+                row.checked,
             ]
             for row in rows
         ],
