@@ -5,23 +5,19 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from infinity.errors import UserError
 from infinity.io.files import remove_temporary, write_atomic, write_error
 from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
+from stepvar_patch.experiments.ablate_draw import Bench
 from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
 from stepvar_patch.experiments.check import CheckedRun, check
-from stepvar_patch.experiments.compare import Drawn, compare, draw
-from stepvar_patch.experiments.generate import Progress, settings_of, versions
+from stepvar_patch.experiments.generate import Progress, versions
 from stepvar_patch.experiments.plan import ImageJob, jobs
-from stepvar_patch.experiments.pruning import resolve_pruning
-from stepvar_patch.policies.oracle import OraclePolicy
 
 ROWS = "rows.jsonl"
 """One line per cell and image: what is finished."""
@@ -36,7 +32,8 @@ class Row:
         cell: label.
         id: of the prompt row.
         seed: of the image.
-        ms: of the scale loop; None where operations were counted instead.
+        ms: of the scale loop; None where operations were counted instead, and for the first batch
+            on a GPU. In a batch every picture has its share.
         dense_ms: of the dense run's, in the same minute on the same machine.
         flops: of the scale loop, counted while it ran; None where not counted. The oracle's own
             dense run is taken off: it stands for a perfect score that costs nothing.
@@ -71,8 +68,9 @@ def run(
 ) -> AblationRows:
     """Draws every cell's pictures that have no row yet.
 
-    All cells are checked before weights are read. Image by image the dense picture is drawn first
-    and then every cell's, so that the machine's moods meet all of them alike.
+    All cells are checked before weights are read. Batch by batch (on the CPU image by image) the
+    dense pictures are drawn first and then every cell's, so that the machine's moods meet all of
+    them alike.
 
     Args:
         config: of the ablation.
@@ -127,69 +125,35 @@ def _draw_rows(
         pipeline = load_pipeline(
             model, tokenizer=tokenizer, text_encoder=encoder, device=device, dtype=dtype
         )
-        bench = _Bench(pipeline)
-        for index in range(max(len(tasks[name]) for name in names)):
+        bench = Bench(pipeline, max(cell.config.batch_size for cell in members))
+        for batch in _batches(config, bench.batch_size):
             for cell in members:
-                if index >= len(tasks[cell.label]):
+                found = tasks[cell.label]
+                missing = [index for index in batch if index < len(found) and not found[index][2]]
+                if not missing:
                     continue
-                job, key, row = tasks[cell.label][index]
-                if row is None:
-                    row = bench.row(cell, job, key, count=index < config.flop_images)
-                    tasks[cell.label][index] = (job, key, row)
-                    _append(folder / ROWS, row)
-                    progress.advance(1)
+                count = batch.start < config.flop_images
+                made = bench.draw(cell, [found[index][0] for index in missing], count=count)
+                fresh = []
+                for index, values in zip(missing, made, strict=True):
+                    job, key, _ = found[index]
+                    row = Row(key=key, cell=cell.label, id=job.row.id, seed=job.seed, **values)
+                    found[index] = job, key, row
+                    fresh.append(row)
+                _append(folder / ROWS, fresh)
+                progress.advance(len(fresh))
             bench.forget()
     for name, found in tasks.items():
         rows[name] = [row for _, _, row in found if row is not None]
     return rows, total - known
 
 
-class _Bench:
-    """Draws cells beside their dense originals, which cells with equal settings share."""
-
-    def __init__(self, pipeline: Any) -> None:
-        self.pipeline = pipeline
-        self.dense: dict[str, Drawn] = {}
-
-    def forget(self) -> None:
-        """Drops the dense pictures of the last image."""
-        self.dense.clear()
-
-    def row(self, cell: Cell, job: ImageJob, key: str, *, count: bool) -> Row:
-        settings = settings_of(cell.config, self.pipeline)
-        original = self._dense(job, settings, count)
-        with _named(cell):
-            policy = resolve_pruning(cell.config, self.pipeline.config)
-            drawn = draw(self.pipeline, job, settings, policy, count=count)
-        flops = drawn.flops
-        if isinstance(policy, OraclePolicy) and flops is not None and original.flops is not None:
-            flops -= original.flops
-        return Row(
-            key=key,
-            cell=cell.label,
-            id=job.row.id,
-            seed=job.seed,
-            **asdict(compare(drawn, original)),
-            ms=drawn.ms,
-            dense_ms=original.ms,
-            flops=flops,
-            dense_flops=original.flops,
-        )
-
-    def _dense(self, job: ImageJob, settings: Mapping[str, Any], count: bool) -> Drawn:
-        key = repr((job.row.prompt, job.negative_prompt, job.seed, sorted(settings.items())))
-        if key not in self.dense:
-            self.dense[key] = draw(self.pipeline, job, settings, None, count=count)
-        return self.dense[key]
-
-
-@contextmanager
-def _named(cell: Cell) -> Iterator[None]:
-    """Puts the cell's label before a user's mistake that only drawing could find."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"cell '{cell.label}': {error}") from error
+def _batches(config: AblateConfig, size: int) -> Iterator[range]:
+    """Images to draw together: those whose operations are counted one by one, then the others."""
+    counted = min(config.flop_images, config.images)
+    yield from (range(index, index + 1) for index in range(counted))
+    for start in range(counted, config.images, size):
+        yield range(start, min(start + size, config.images))
 
 
 def _model_key(cell: Cell, checked: CheckedRun) -> tuple[Any, ...]:
@@ -250,8 +214,9 @@ def _finished(path: Path) -> dict[str, Row]:
     return found
 
 
-def _append(path: Path, row: Row) -> None:
-    text = json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) + "\n"
+def _append(path: Path, rows: Sequence[Row]) -> None:
+    lines = (json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
+    text = "".join(f"{line}\n" for line in lines)
     try:
         with path.open("ab") as file:
             if file.tell() and path.read_bytes()[-1:] != b"\n":

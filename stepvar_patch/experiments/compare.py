@@ -1,6 +1,6 @@
 """A picture drawn dense and pruned with the same random numbers, and how the two compare."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infinity.policy import PruningPolicy
+from stepvar_patch.experiments.maker import negative_prompts
 from stepvar_patch.experiments.metrics.bit_agreement import bit_agreement, first_divergence
 from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.experiments.metrics.psnr import psnr
@@ -61,11 +62,23 @@ def draw(
     *,
     count: bool = False,
 ) -> Drawn:
-    """One image, timed or counted.
+    """One image, timed or counted; see :func:`draw_batch`."""
+    return draw_batch(pipeline, [job], settings, policy, count=count)[0]
+
+
+def draw_batch(
+    pipeline: Any,
+    batch: Sequence[ImageJob],
+    settings: Mapping[str, Any],
+    policy: PruningPolicy | None,
+    *,
+    count: bool = False,
+) -> list[Drawn]:
+    """Images drawn together, each with its share of the batch's time or operations.
 
     Args:
         pipeline: of the run.
-        job: prompt and seed.
+        batch: prompts and seeds, at most as many as the pipeline draws together.
         settings: keyword arguments of the pipeline.
         policy: None is dense.
         count: count operations, which takes time, so that the time is not told. They are carried
@@ -77,19 +90,20 @@ def draw(
     codes: dict[int, Tensor] = {}
     latents: dict[int, Tensor] = {}
     out: Any = None
-    drawing = pipeline
 
     def keep(end: Any) -> None:
-        codes[end.scale], latents[end.scale] = end.codes[0], end.latent[0]
+        codes[end.scale], latents[end.scale] = end.codes, end.latent
+
+    drawing = replace(pipeline, attention="sdpa", engine="plain") if count else pipeline
 
     def work() -> None:
         nonlocal out
         out = draw_pruned(
             drawing,
             policy,
-            [job.row.prompt],
-            negative_prompt=[job.negative_prompt] if job.negative_prompt else None,
-            seed=[job.seed],
+            [job.row.prompt for job in batch],
+            negative_prompt=negative_prompts(batch),
+            seed=[job.seed for job in batch],
             output_type="latent",
             callback_on_scale_end=keep,
             **settings,
@@ -97,15 +111,23 @@ def draw(
 
     flops = None
     if count:
-        texts = [text for text in (job.row.prompt, job.negative_prompt) if text]
+        texts = [text for job in batch for text in (job.row.prompt, job.negative_prompt) if text]
         encoding = count_flops(lambda: [pipeline.text_encoder.encode([text]) for text in texts])
-        drawing = replace(pipeline, attention="sdpa", engine="plain")
-        flops = count_flops(work) - encoding
+        flops = (count_flops(work) - encoding) // len(batch)
     else:
         work()
-    image = ((pipeline.decode_tensor(out.latents)[0] + 1) / 2).clamp(0, 1)
-    ms = None if count else round(out.timings["scales"], 3)
-    return Drawn(image=image, codes=codes, latents=latents, ms=ms, flops=flops)
+    images = ((pipeline.decode_tensor(out.latents) + 1) / 2).clamp(0, 1)
+    ms = None if count else round(out.timings["scales"] / len(batch), 3)
+    return [
+        Drawn(
+            image=image,
+            codes={si: of_scale[index] for si, of_scale in codes.items()},
+            latents={si: of_scale[index] for si, of_scale in latents.items()},
+            ms=ms,
+            flops=flops,
+        )
+        for index, image in enumerate(images)
+    ]
 
 
 def compare(pruned: Drawn, dense: Drawn) -> Comparison:

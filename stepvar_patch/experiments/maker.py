@@ -188,7 +188,7 @@ class Maker:
                 self.pipeline,
                 self.policy,
                 [job.row.prompt for job in batch],
-                negative_prompt=_negative_prompts(batch),
+                negative_prompt=negative_prompts(batch),
                 seed=[job.seed for job in batch],
                 callback_on_scale_end=watch if watchers else None,
                 **self.settings,
@@ -228,7 +228,7 @@ class Maker:
         )
 
 
-def _negative_prompts(batch: Sequence[ImageJob]) -> list[str] | None:
+def negative_prompts(batch: Sequence[ImageJob]) -> list[str] | None:
     """One per prompt, or ``None`` when no image has one; an empty text means none."""
     texts = [job.negative_prompt or "" for job in batch]
     return texts if any(texts) else None
