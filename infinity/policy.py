@@ -96,6 +96,9 @@ class ScalePlan:
         run: False skips the scale: nothing is added to the latent, nothing is cached.
         rows: guidance rows that run from here on; a row once dropped stays dropped.
         guidance: overrides the guidance scale of this scale.
+        guidance_echo: where one half runs, adds so much of the difference that the two halves made
+            after the last layer at the last scale that ran both; see
+            :class:`infinity.sampling.echo.GuidanceEcho`.
         keep: positions computed, one set per image (shared by its guidance rows) or one per row;
             None = all.
         layers: half-open layer range in which ``keep`` holds; None = all layers.
@@ -115,6 +118,7 @@ class ScalePlan:
     run: bool = True
     rows: Rows = "both"
     guidance: float | None = None
+    guidance_echo: float = 0.0
     keep: KeepSet | None = None
     layers: tuple[int, int] | None = None
     restore: Restore | None = None

@@ -22,18 +22,24 @@ class ScaleRule:
         rows: guidance rows that run from this scale on; a row once dropped stays dropped.
         run: False drops the scale: it adds nothing to the latent and caches nothing.
         guidance: overrides the guidance scale at this scale; None leaves it.
+        guidance_echo: where the unconditional rows have stopped, adds so much of the guidance that
+            the last scale with both rows found (ours); 0 is off. Nothing is added where no guidance
+            ran before, or where it is not on logits.
     """
 
     keep_ratio: Annotated[float, Gt(0), Le(1)] = 1.0
     rows: Rows = "both"
     run: bool = True
     guidance: Annotated[float, Ge(0)] | None = None
+    guidance_echo: Annotated[float, Ge(0)] = 0.0
 
     def plan(self, **answers: Any) -> ScalePlan:
         """The plan of a scale under this rule; ``answers`` are further fields of ``ScalePlan``."""
         if not self.run:
             return ScalePlan(run=False)
-        return ScalePlan(rows=self.rows, guidance=self.guidance, **answers)
+        return ScalePlan(
+            rows=self.rows, guidance=self.guidance, guidance_echo=self.guidance_echo, **answers
+        )
 
 
 Scales = Mapping[str | int, ScaleRule]

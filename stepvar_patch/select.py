@@ -25,6 +25,7 @@ __all__ = [
     "min_coverage",
     "ranks",
     "split_quota",
+    "spread_ties",
     "top",
 ]
 
@@ -33,6 +34,8 @@ logger = logging.getLogger(__name__)
 # 1/p and 1/p² of the plastic number p (p³ = p + 1): the most even additive lattice in two
 # dimensions.
 _STEP_X, _STEP_Y = 0.7548776662466927, 0.5698402909980532
+
+_TIE_SLOPE = 2**-8
 
 
 def lattice_score(grid: Grid, device: torch.device | str = "cpu") -> Float[Tensor, " n"]:
@@ -44,6 +47,15 @@ def lattice_score(grid: Grid, device: torch.device | str = "cpu") -> Float[Tenso
     y = torch.arange(h, dtype=torch.float64, device=device)[:, None]
     x = torch.arange(w, dtype=torch.float64, device=device)[None]
     return -((x * _STEP_X + y * _STEP_Y) % 1.0).flatten()
+
+
+def spread_ties(scores: Float[Tensor, "rows n"], grid: Grid) -> Float[Tensor, "rows n"]:
+    """Scores with a slope below 0.4 %, which spreads equal ones evenly over the grid.
+
+    For scores of maps that were filled from kept tokens: positions with one source are equal, and
+    rounding would decide among them.
+    """
+    return scores.double() * (1 + _TIE_SLOPE * lattice_score(grid, scores.device))
 
 
 def lattice(grid: Grid, count: int, rows: int = 1, device: torch.device | str = "cpu") -> KeepSet:

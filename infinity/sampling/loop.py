@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from infinity.policy import PolicyRequest, PolicyRun, PruningPolicy, Rows, ScalePlan, ScaleView
 from infinity.sampling.bits import guide, sample_bits, truncate
+from infinity.sampling.echo import GuidanceEcho
 from infinity.sampling.noise import NoiseSource
 from infinity.schedule import Grid, ScaleSchedule
 from infinity.timing import NO_TIMER, StageTimer
@@ -145,7 +146,7 @@ def generate_latents(
         latent = torch.zeros(
             images, model.config.codebook_dim, *latent_grids[-1], device=model.device
         )
-    codes = None
+    codes, echo = None, GuidanceEcho()
     timer.mark("conditioning")
     for si, grid in enumerate(schedule.grids):
         with around(si):
@@ -169,6 +170,10 @@ def generate_latents(
             scale = settings.guidance_scale[si] if plan.guidance is None else plan.guidance
             last = si + 1 == len(schedule) or plan.stop_after
             out = stack.run(si, x, plan, run, scale, last)
+            if out.rows == "both":
+                echo.hear(out.tokens, grid)
+            elif plan.guidance_echo:
+                out = replace(out, tokens=echo.added(out.tokens, grid, plan.guidance_echo))
             logits = _logits(stack, out, settings, scale, settings.temperature[si], run, si)
             timer.mark("head", si)
             bits = _sample(logits, draws, plan, settings, grid, images)

@@ -50,6 +50,12 @@ class RuledRun(DenseRun):
                     f"scales.{si}.rows is uncond, but the unconditional half does not run to the "
                     "end there; it needs guidance on logits (guidance_layers 0) from that scale on"
                 )
+            dropped = any(self.rules[k].rows == "cond" for k in self.rules if k <= si)
+            if rule.guidance_echo and not dropped:
+                raise UserError(
+                    f"scales.{si}.guidance_echo is {rule.guidance_echo}, but the unconditional "
+                    "rows run there; allowed: 0, or rows cond at that scale or before"
+                )
             if rule.guidance not in (None, 1) and not guided:
                 raise UserError(
                     f"scales.{si}.guidance is {rule.guidance}, but no unconditional half runs "
@@ -90,6 +96,7 @@ class RuledRun(DenseRun):
             run=rule.run,
             rows=rule.rows,
             guidance=rule.guidance,
+            guidance_echo=rule.guidance_echo,
             stop_after=rule.run and si == self.last,
             **changes,
         )

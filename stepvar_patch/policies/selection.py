@@ -203,6 +203,11 @@ class SelectionRun(RuledRun):
         scores = self.score(x, si, grid, count)
         if self.policy.scored_rows == "mean":
             scores = scores.unflatten(0, (-1, images)).mean(0)
+        return self.best(si, scores)
+
+    def best(self, si: int, scores: Float[Tensor, "rows n"]) -> KeepSet:
+        """As many of the highest scores of every row as scale ``si`` keeps."""
+        grid = self.request.schedule.grids[si]
         if self.policy.min_coverage:
             scores = min_coverage(scores, grid, self.policy.min_coverage)
-        return top(scores, count, grid)
+        return top(scores, self.counts[si], grid)

@@ -26,12 +26,8 @@ from stepvar_patch.policies.ruled import RuledRun
 from stepvar_patch.policies.selection import BALANCED
 from stepvar_patch.rules import Scales
 from stepvar_patch.scores.layer_change import layer_change, resize_scores
-from stepvar_patch.select import lattice_score, top
+from stepvar_patch.select import spread_ties, top
 from stepvar_patch.upsample import code_restore, nearest_source, stream_restore
-
-# Positions filled from one kept token have equal changes; so small a slope spreads those that are
-# kept among them evenly, where rounding would decide otherwise.
-_SPREAD = 2**-8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +117,7 @@ class SparseVARRun(RuledRun):
         if si not in self.pruned:
             return self.plan(si)
         assert self.change is not None
-        scores = resize_scores(self.change, grid, view.grid).double()
-        scores = scores * (1 + _SPREAD * lattice_score(view.grid, scores.device))
+        scores = spread_ties(resize_scores(self.change, grid, view.grid), view.grid)
         anchors = torch.tensor(self._anchors(view.grid), dtype=torch.long, device=scores.device)
         scores = scores.index_fill(1, anchors, torch.finfo(scores.dtype).max)
         self.keep = top(scores, self.kept(si), view.grid)

@@ -101,6 +101,25 @@ CASES: dict[str, Case] = {
     "stepvar-branch": selecting(
         StepVARPolicy(scope="branch", scored_rows="mean", restore="zero_change")
     ),
+    "late-layer": Case(
+        StepVARPolicy(scored_layer=1.0, restore="code_zero"),
+        StepVARPolicy(scored_layer=1.0, restore="code_zero", scales=EVERYTHING),
+    ),
+    "late-layer-middle": Case(
+        StepVARPolicy(scored_layer=0.5, smooth=True, layers=(0.4, 1.0), scales=ROWS),
+        StepVARPolicy(scored_layer=0.5, smooth=True, layers=(0.4, 1.0), scales=EVERYTHING),
+    ),
+    "late-layer-echo": Case(
+        StepVARPolicy(
+            scored_layer=1.0,
+            restore="code_zero",
+            scales={
+                "-3": ScaleRule(rows="cond", guidance_echo=0.5),
+                "-1": ScaleRule(keep_ratio=0.4, guidance_echo=0.5),
+            },
+        ),
+        StepVARPolicy(scored_layer=1.0, restore="code_zero", scales=EVERYTHING),
+    ),
     "random": selecting(RandomPolicy()),
     "lattice": selecting(LatticePolicy(restore="nearest_change")),
     "norm": selecting(NormPolicy()),

@@ -16,9 +16,11 @@ from stepvar_patch import select
 from stepvar_patch.policies import POLICIES, DensePolicy, Policy, StepVARPolicy
 from stepvar_patch.policies.selection import SelectionRun
 from stepvar_patch.rules import ScaleRule
+from stepvar_patch.scores.layer_change import resize_scores
 from stepvar_patch.scores.structure import principal_directions, structure_score
 from stepvar_patch.scores.texture import texture_score
-from stepvar_patch.select import lattice
+from stepvar_patch.select import lattice, spread_ties
+from stepvar_patch.upsample import nearest_source
 from tests.toy import toy_model, toy_run, toy_text
 
 SCHEDULE = scale_schedule(1.0, "0.06M")
@@ -91,6 +93,7 @@ VARIANTS: list[dict[str, Any]] = [
     {"texture_filter": "haar"},
     {"min_coverage": 3},
     {"structure_share": 0.8},
+    {"smooth": True},
 ]
 
 
@@ -141,6 +144,66 @@ def test_a_warm_start_remembers_the_previous_scale() -> None:
     assert not torch.equal(kept["largest"], kept["previous"])
 
 
+def late_run(layer: float, **settings: Any) -> SelectionRun:
+    """A run before its last scale, whose previous scale has told every layer's stream."""
+    scales = {"-1": ScaleRule(keep_ratio=0.25), **settings.pop("scales", {})}
+    run = StepVARPolicy(scored_layer=layer, scales=scales, **settings).start(request())
+    assert isinstance(run, SelectionRun)
+    small, latent = features()[:, :144].repeat(2, 1, 1), torch.zeros(2, 6, 16, 16)
+    if "-2" in scales:
+        run.plan_scale(4, ScaleView(latent, None, small[:, :64], (8, 8), "both"))
+        hear(run, 4, features(7)[:, :64])
+    plan = run.plan_scale(5, ScaleView(latent, None, small, (12, 12), "both"))
+    assert run.events == {"layer"}
+    x = features(8)[:, :144]
+    hear(run, 5, x if plan.keep is None else x[:, : plan.keep.counts[0]])
+    return run
+
+
+def hear(run: SelectionRun, si: int, x: Tensor) -> None:
+    """Tells the layers' streams: each is the one before, moved on by one place."""
+    x = x.repeat(2, 1, 1)
+    for layer in range(8):
+        run.after("layer", si, layer, None, (x.roll(layer, 1), x.roll(layer + 1, 1)))
+
+
+def last_keep(run: SelectionRun) -> KeepSet:
+    view = ScaleView(torch.zeros(2, 6, 16, 16), None, features().repeat(2, 1, 1), GRID, "both")
+    keep = run.plan_scale(6, view).keep
+    assert keep is not None
+    assert run.events == frozenset()
+    return keep
+
+
+@pytest.mark.parametrize(("share", "layer"), [(1.0, 7), (0.875, 6), (0.5, 3), (0.01, 0)])
+def test_a_late_layer_of_the_previous_scale_chooses(share: float, layer: int) -> None:
+    x = features(8)[:, :144].roll(layer + 1, 1)
+    score = resize_scores(texture_score(x, (12, 12)), (12, 12), GRID)
+    best = spread_ties(score, GRID).topk(64, dim=1).indices.sort(1).values
+    keep = last_keep(late_run(share, structure_share=0.0))
+    assert torch.equal(keep.indices.view(2, 64), best)
+
+
+def test_positions_pruned_at_the_previous_scale_are_scored_as_their_nearest_kept_token() -> None:
+    run = late_run(1.0, scales={"-2": ScaleRule(keep_ratio=0.5)})
+    x = features(8)[:, :72].roll(8, 1)
+    assert run.keep is not None  # type: ignore[attr-defined]
+    filled = x.gather(
+        1,
+        nearest_source(run.keep, (12, 12))[:, :, None].expand(-1, -1, 12),  # type: ignore[attr-defined]
+    )
+    assert torch.equal(run.features, filled)  # type: ignore[attr-defined]
+    assert last_keep(run).counts == (64, 64)
+
+
+def test_layers_outside_the_pruned_range_tell_every_position() -> None:
+    run = late_run(0.25, scales={"-2": ScaleRule(keep_ratio=0.5)}, layers=(0.5, 1.0))
+    x = features(8)[:, :72].repeat(2, 1, 1)
+    whole = torch.cat([x, x], 1)
+    run.after("layer", 5, 1, None, (whole, whole))
+    assert torch.equal(run.features, whole[:2])  # type: ignore[attr-defined]
+
+
 def test_constant_features_keep_a_lattice() -> None:
     x = torch.randn(2, 1, 12).expand(2, N, 12)
     for normalise in ("mean", "raw", "zscore"):
@@ -171,6 +234,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"min_coverage": 1}, "min_coverage is 1"),
     ({"combine": "product", "normalise": "zscore"}, "combine is product"),
     ({"layers": (0.5, 0.5)}, "holds no layer"),
+    ({"scored_layer": 1.0, "scope": "layer"}, "scored_layer is 1.0 with scope layer"),
+    ({"scored_layer": 1.0, "scales": {"0": ScaleRule(keep_ratio=0.5)}}, "first scale that runs"),
     ({"scales": {"-8": ScaleRule(keep_ratio=0.5)}}, r"scales\.-8"),
 ]
 
