@@ -45,6 +45,7 @@ class MemoryNeed:
         work: the rest of the largest scale.
         decode: the decoder's maps, one picture at a time.
         decode_banded: likewise, in bands.
+        recorded: recorded calls keep the cache while decoding (``auto`` on a GPU).
     """
 
     transformer: int
@@ -55,6 +56,7 @@ class MemoryNeed:
     work: int
     decode: int
     decode_banded: int
+    recorded: bool = False
 
     def peak(self, memory: Memory) -> int:
         """Most bytes at once."""
@@ -63,14 +65,15 @@ class MemoryNeed:
             drawing = self.transformer + max(scales, self.decode_banded)
             encoding = self.text_encoder + _TEXT_WORK_BYTES
             return max(encoding, self.tokenizer + max(self.loading, drawing))
-        drawing = self.transformer + max(scales, self.decode)
+        kept = self.cache if self.recorded else 0
+        drawing = self.transformer + max(scales, kept + self.decode)
         return self.tokenizer + self.text_encoder + max(self.loading, drawing)
 
     def fits(self, memory: Memory, total_bytes: int) -> bool:
         """Whether a device with ``total_bytes`` can do it."""
         return RESERVE * self.peak(memory) + OVERHEAD_BYTES <= total_bytes
 
-    def to_json(self) -> dict[str, int]:
+    def to_json(self) -> dict[str, int | bool]:
         """Parts and peaks as JSON values."""
         return {**asdict(self), "peak_auto": self.peak("auto"), "peak_low": self.peak("low")}
 
@@ -85,6 +88,7 @@ def memory_need(
     cached_tokens: tuple[int, ...] | None = None,
     int8: bool = False,
     text_encoder_bytes: int | None = None,
+    recorded: bool = False,
 ) -> MemoryNeed:
     """What a call needs on the device.
 
@@ -97,6 +101,7 @@ def memory_need(
         cached_tokens: a pruning policy's bound per scale; None is every token.
         int8: whether the block matrices are kept in int8.
         text_encoder_bytes: of its weights; None takes those of the family's encoder.
+        recorded: whether calls with ``auto`` are recorded as CUDA graphs.
     """
     model = config.transformer
     tokens = schedule.tokens_per_scale
@@ -117,6 +122,7 @@ def memory_need(
         work=_WORK_BYTES[dtype] * rows * max(tokens) * model.width,
         decode=_decode_bytes(config, height * width, element, banded=False),
         decode_banded=_decode_bytes(config, height * width, element, banded=True),
+        recorded=recorded,
     )
 
 

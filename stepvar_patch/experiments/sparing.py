@@ -51,6 +51,7 @@ def need_of(config: GenerateConfig, checked: CheckedRun, images: int | None = No
         dtype=getattr(torch, checked.dtype),
         cached_tokens=policy.start(request).cached_tokens,
         int8=config.quantize is not None,
+        recorded=config.quantize is None,
     )
 
 

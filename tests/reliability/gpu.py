@@ -51,6 +51,7 @@ def low(folder: Path) -> dict[str, Any]:
     pipeline = streamed(CachedTextEncoder(cache, width=CONFIG.text_encoder.width, max_tokens=512))
     whole = pipeline.tokenizer.decoder
     pipeline.tokenizer.decoder = BandedDecoder(whole)
+    pipeline.engine = "plain"
     restart()
     image = pipeline(["a red apple"], seed=1, output_type="pt")
     row = compare("low", pipeline, 1) | {"text_encoding_gib": encoding / GIB}
@@ -86,7 +87,12 @@ def streamed(encoder: Any) -> InfinityPipeline:
 def compare(memory: Any, pipeline: InfinityPipeline, images: int) -> dict[str, Any]:
     """Predicted against measured."""
     need = memory_need(
-        CONFIG, pipeline.schedule(), images=images, guided=True, dtype=torch.bfloat16
+        CONFIG,
+        pipeline.schedule(),
+        images=images,
+        guided=True,
+        dtype=torch.bfloat16,
+        recorded=True,
     )
     predicted, measured = need.peak(memory), torch.cuda.max_memory_allocated()
     return {

@@ -111,3 +111,22 @@ def test_weights_are_counted_to_the_byte() -> None:
     )
     assert need.transformer == sum(value.nbytes for value in model.state_dict().values())
     assert need.peak("low") < need.peak("auto")
+
+
+def test_recorded_calls_keep_the_cache_while_decoding() -> None:
+    config = PRESETS["infinity-2b"]
+    plain, recorded = (
+        memory_need(
+            config,
+            picture_schedule(config),
+            images=1,
+            guided=True,
+            dtype=torch.bfloat16,
+            recorded=recorded,
+        )
+        for recorded in (False, True)
+    )
+    scales = plain.cache + plain.work
+    kept = plain.cache + plain.decode
+    assert recorded.peak("auto") - plain.peak("auto") == kept - max(scales, plain.decode) > 0
+    assert recorded.peak("low") == plain.peak("low")
