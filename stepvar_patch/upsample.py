@@ -84,16 +84,6 @@ def zero_change(fresh: PackedTokens, context: RestoreContext) -> Float[Tensor, "
     return unpack(fresh, before if context.branch == "layer" else torch.zeros_like(before))
 
 
-def blend(state_weight: float) -> Restore:
-    """Restoration between the neighbour's state (1) and its change (0). Source: ours (S10)."""
-
-    def blended(fresh: PackedTokens, context: RestoreContext) -> Tensor:
-        state, change = nearest_state(fresh, context), nearest_change(fresh, context)
-        return unpack(fresh, change.lerp(state, state_weight))
-
-    return blended
-
-
 def _kept(fresh: PackedTokens, context: RestoreContext) -> Float[Tensor, "total width"]:
     """The stream before pruning, at the kept positions."""
     b, n, _ = context.before.shape
@@ -141,18 +131,15 @@ def _over(codes: Tensor, keep: KeepSet, base: Tensor) -> Tensor:
     return flat.index_copy(0, keep.row_ids() * n + keep.indices, codes).view(b, n, width)
 
 
-Restoration = Literal[
-    "nearest_state", "nearest_change", "blend", "zero_change", "code_copy", "code_zero"
-]
+Restoration = Literal["nearest_state", "nearest_change", "zero_change", "code_copy", "code_zero"]
 """Restorations by name, for settings; ``code_base`` belongs to LD-Pruning."""
 
 
-def stream_restore(name: Restoration, state_weight: float = 0.5) -> Restore | None:
+def stream_restore(name: Restoration) -> Restore | None:
     """The named restoration of the stream; None if the name is one of codes."""
     named: dict[Restoration, Restore] = {
         "nearest_state": nearest_state,
         "nearest_change": nearest_change,
-        "blend": blend(state_weight),
         "zero_change": zero_change,
     }
     return named.get(name)

@@ -67,7 +67,6 @@ class Selection:
             The rows differ only inside the stack: ``scope=scale`` takes ``cond``.
         restore: what pruned positions receive (S10, S11). Published: ``nearest_state``; the others
             are ours, see ``stepvar_patch.upsample``.
-        state_weight: share of the state in ``restore=blend``; the rest is the change.
         kv_write: keys and values that a pruned scale caches for later ones (S9; not published): of
             the kept tokens, none in any layer, or for every position those of its nearest kept
             token.
@@ -80,7 +79,6 @@ class Selection:
     layers: tuple[Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Le(1)]] = (0.0, 1.0)
     scored_rows: Literal["cond", "own", "mean"] = "cond"
     restore: Restoration = "nearest_state"
-    state_weight: Annotated[float, Ge(0), Le(1)] = 0.5
     kv_write: Literal["kept", "none", "propagate"] = "kept"
     min_coverage: Annotated[int, Ge(0)] = 0
 
@@ -110,7 +108,7 @@ class SelectionRun(RuledRun):
         whole = policy.kv_write == "kept" and len(self.layers) == request.layers
         super().__init__(request, policy.scales, whole_stack=whole)
         self.policy, self.score = policy, score
-        self.restore = stream_restore(policy.restore, policy.state_weight)
+        self.restore = stream_restore(policy.restore)
         self.restore_codes = code_restore(policy.restore)
         self.counts = {
             si: self.kept(si) for si, rule in self.rules.items() if rule.run and rule.keep_ratio < 1

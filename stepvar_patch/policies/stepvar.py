@@ -6,7 +6,6 @@ Shape legend: b rows, N positions of the scale, C width, q components.
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-import torch
 from annotated_types import Ge, Gt, Le
 from jaxtyping import Float
 from torch import Tensor
@@ -36,11 +35,10 @@ class StepVARPolicy(Selection):
             (published), or the length of its spatial ``gradient``, which is large at outlines,
             where the magnitude vanishes (ours).
         normalise: what makes the two comparable (S4; not published): divided by the mean over the
-            tokens, left raw, standardised, or ranked.
-        combine: ``sum`` (published); ``product`` of powers; ``max`` of the weighted scores;
-            ``split``: ``structure_share`` of the kept tokens by structure, the rest by texture.
-        features: what is scored (S14; not published): the raw stream, the stream after layer norm,
-            or unit tokens.
+            tokens, left raw, or ranked.
+        combine: ``sum`` (published), or ``split``: ``structure_share`` of the kept tokens by
+            structure, the rest by texture.
+        features: what is scored (S14; not published): the raw stream, or tokens of unit length.
         iterations: of the power iteration (S5; published: a few; the number is ours).
         start_vector: of the power iteration (S5; not published): the centred token of largest
             norm, or the direction found last.
@@ -59,9 +57,9 @@ class StepVARPolicy(Selection):
     kind: Literal["stepvar"] = "stepvar"
     structure_share: Annotated[float, Ge(0), Le(1)] = 0.5
     structure: Literal["magnitude", "gradient"] = "magnitude"
-    normalise: Literal["mean", "raw", "zscore", "rank"] = "mean"
-    combine: Literal["sum", "product", "max", "split"] = "sum"
-    features: Literal["raw", "layer_norm", "unit"] = "raw"
+    normalise: Literal["mean", "raw", "rank"] = "mean"
+    combine: Literal["sum", "split"] = "sum"
+    features: Literal["raw", "unit"] = "raw"
     iterations: Annotated[int, Ge(1), Le(20)] = 5
     start_vector: Literal["largest", "previous"] = "largest"
     components: Annotated[int, Ge(1), Le(8)] = 1
@@ -85,16 +83,7 @@ class StepVARPolicy(Selection):
         return LateLayerRun(request, self)
 
     def score(self, request: PolicyRequest) -> "_StepVARScore":
-        """Structure and texture of the features.
-
-        Raises:
-            UserError: a product of scores that can be negative.
-        """
-        if self.combine == "product" and self.normalise == "zscore":
-            raise UserError(
-                "combine is product with normalise zscore, whose scores can be negative; allowed: "
-                "mean, raw or rank"
-            )
+        """Structure and texture of the features."""
         return _StepVARScore(self)
 
 
@@ -115,7 +104,7 @@ class _StepVARScore:
     ) -> Float[Tensor, "b n_target"]:
         """Scores on ``grid`` of features on the grid ``seen``; each score is resized by itself."""
         policy, share = self.policy, self.policy.structure_share
-        x = _features(x, policy.features)
+        x = F.normalize(x.float(), dim=-1) if policy.features == "unit" else x
         texture = self._placed(texture_score(x, seen, policy.texture_filter), seen, grid)
         if share == 0:
             return texture
@@ -125,10 +114,6 @@ class _StepVARScore:
         if policy.combine == "split":
             return split_quota(structure, texture, count, share, grid)
         structure, texture = (_normalised(s, policy.normalise) for s in (structure, texture))
-        if policy.combine == "product":
-            return structure**share * texture ** (1 - share)
-        if policy.combine == "max":
-            return torch.maximum(share * structure, (1 - share) * texture)
         return share * structure + (1 - share) * texture
 
     def _placed(self, scores: Tensor, seen: Grid, grid: Grid) -> Float[Tensor, "b n_target"]:
@@ -196,16 +181,7 @@ class LateLayerRun(SelectionRun):
         return self.best(si, spread_ties(scores, grid))
 
 
-def _features(x: Tensor, kind: str) -> Tensor:
-    if kind == "layer_norm":
-        return F.layer_norm(x.float(), x.shape[-1:])
-    return F.normalize(x.float(), dim=-1) if kind == "unit" else x
-
-
 def _normalised(scores: Tensor, kind: str) -> Tensor:
     if kind == "mean":
         return scores / scores.mean(1, keepdim=True).clamp_min(1e-30)
-    if kind == "zscore":
-        centred = scores - scores.mean(1, keepdim=True)
-        return centred / scores.std(1, keepdim=True, correction=0).clamp_min(1e-30)
     return ranks(scores) if kind == "rank" else scores

@@ -83,19 +83,19 @@ CASES: dict[str, Case] = {
     "dense": Case(DensePolicy(scales={"-1": ScaleRule(run=False)}), DensePolicy()),
     "stepvar": selecting(StepVARPolicy()),
     "stepvar-change": selecting(StepVARPolicy(restore="nearest_change", min_coverage=3)),
-    "stepvar-blend-split": selecting(
-        StepVARPolicy(restore="blend", combine="split", components=2, start_vector="previous")
+    "stepvar-split": selecting(
+        StepVARPolicy(combine="split", components=2, start_vector="previous")
     ),
-    "stepvar-rows": selecting(StepVARPolicy(scales=ROWS, combine="product", normalise="rank")),
+    "stepvar-rows": selecting(StepVARPolicy(scales=ROWS, normalise="rank")),
     "stepvar-codes": selecting(StepVARPolicy(restore="code_copy", texture_filter="haar")),
     "stepvar-zero-codes": selecting(StepVARPolicy(restore="code_zero", features="unit")),
     "stepvar-gradient": selecting(
         StepVARPolicy(structure="gradient", restore="code_zero", min_coverage=3)
     ),
-    "stepvar-propagate": selecting(StepVARPolicy(kv_write="propagate", combine="max")),
-    "stepvar-late-layers": selecting(StepVARPolicy(layers=(0.4, 1.0), normalise="zscore")),
+    "stepvar-propagate": selecting(StepVARPolicy(kv_write="propagate", normalise="raw")),
+    "stepvar-late-layers": selecting(StepVARPolicy(layers=(0.4, 1.0), smooth=True)),
     "stepvar-middle-propagate": selecting(
-        StepVARPolicy(layers=(0.4, 0.7), kv_write="propagate", features="layer_norm")
+        StepVARPolicy(layers=(0.4, 0.7), kv_write="propagate", features="unit")
     ),
     "stepvar-layer": selecting(StepVARPolicy(scope="layer", scored_rows="own")),
     "stepvar-branch": selecting(

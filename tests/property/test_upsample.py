@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from infinity.policy import RestoreContext, ScaleView
 from infinity.tokens import KeepSet, PackedTokens, pack
 from stepvar_patch.upsample import (
-    blend,
     code_base,
     code_copy,
     code_zero,
@@ -73,7 +72,7 @@ def case(name: str, branch: str) -> tuple[PackedTokens, RestoreContext, torch.Te
 
 @pytest.mark.parametrize("name", KEEPS)
 @pytest.mark.parametrize("branch", ["layer", "ffn"])
-@pytest.mark.parametrize("restore", [nearest_state, nearest_change, zero_change, blend(0.3)])
+@pytest.mark.parametrize("restore", [nearest_state, nearest_change, zero_change])
 def test_kept_positions_get_their_own_value(name: str, branch: str, restore: object) -> None:
     fresh, context, _ = case(name, branch)
     dense = restore(fresh, context)  # type: ignore[operator]
@@ -88,7 +87,6 @@ def test_states_and_changes_are_copied_from_the_source(name: str) -> None:
     state, change = fresh.x[source], context.before + (fresh.x - entered)[source]
     torch.testing.assert_close(nearest_state(fresh, context), state)
     torch.testing.assert_close(nearest_change(fresh, context), change)
-    torch.testing.assert_close(blend(0.25)(fresh, context), 0.25 * state + 0.75 * change)
 
 
 @pytest.mark.parametrize("name", KEEPS)
