@@ -33,7 +33,7 @@ class SeenScale:
 
     Attributes:
         grid: of the maps.
-        structure, texture: StepVAR's scores of the stream, whatever the policy.
+        structure, texture: StepVAR's scores of the stream that the policy looks at.
         kept: share of the decisions that kept each token: 0 or 1, or in between where layers or
             branches decide for themselves.
         run: False when the scale was left out.

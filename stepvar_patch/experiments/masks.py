@@ -22,7 +22,6 @@ from infinity.policy import (
     ScalePlan,
     ScaleView,
 )
-from infinity.schedule import Grid
 from infinity.tokens import KeepSet
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.compare import draw
@@ -37,12 +36,18 @@ from stepvar_patch.experiments.plan import jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
 from stepvar_patch.policies.oracle import OraclePolicy
+from stepvar_patch.policies.stepvar import LateLayerRun
+from stepvar_patch.scores.layer_change import resize_scores
 from stepvar_patch.scores.structure import principal_directions, structure_score
 from stepvar_patch.scores.texture import texture_score
 
 
 class Watched:
-    """A policy that does as another one, and remembers what that decided."""
+    """A policy that does as another one, and remembers what that decided.
+
+    The maps are StepVAR's scores of what the policy looks at: the input of a scale, or what a layer
+    of the scale before gave out.
+    """
 
     def __init__(self, policy: PruningPolicy) -> None:
         self.policy = policy
@@ -73,11 +78,20 @@ class _WatchedRun:
         self.votes: list[Tensor] = []
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
+        scored, seen = view.x[:1], view.grid
+        if isinstance(self.inner, LateLayerRun) and self.inner.features is not None:
+            scored, seen = self.inner.features[:1], self.inner.grid
         plan = self.inner.plan_scale(si, view)
         self.events = self.inner.events
-        x, n = view.x[:1], view.x.shape[1]
+        n = view.x.shape[1]
         self.votes = [] if plan.keep is None else [_mask(plan.keep, n)]
-        self._remember(si, x, view.grid, plan.run)
+        kept = self.votes[0] if self.votes else torch.full((n,), float(plan.run))
+        directions = principal_directions(scored)
+        maps = (structure_score(scored, directions), texture_score(scored, seen, "mean3"))
+        structure, texture = (resize_scores(scores, seen, view.grid)[0].cpu() for scores in maps)
+        self.scales[si] = SeenScale(
+            grid=view.grid, structure=structure, texture=texture, kept=kept, run=plan.run
+        )
         return plan
 
     def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None:
@@ -89,16 +103,6 @@ class _WatchedRun:
 
     def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
         self.inner.after(event, si, layer, branch, data)
-
-    def _remember(self, si: int, x: Tensor, grid: Grid, run: bool) -> None:
-        kept = self.votes[0] if self.votes else torch.full((x.shape[1],), float(run))
-        self.scales[si] = SeenScale(
-            grid=grid,
-            structure=structure_score(x, principal_directions(x))[0].float().cpu(),
-            texture=texture_score(x, grid, "mean3")[0].float().cpu(),
-            kept=kept,
-            run=run,
-        )
 
 
 def _mask(keep: KeepSet, positions: int) -> Float[Tensor, " n"]:

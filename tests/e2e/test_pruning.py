@@ -254,7 +254,9 @@ def test_every_shipped_ablation_is_complete_and_its_cells_are_valid(path: Path) 
         check(cell.config, PRESETS["embedded"])
 
 
-@pytest.mark.parametrize("kind", ["stepvar_balanced", "fastvar", "tome", "ldpruning"])
+@pytest.mark.parametrize(
+    "kind", ["stepvar_balanced", "best_balanced", "fastvar", "tome", "ldpruning"]
+)
 def test_show_masks_writes_a_strip_and_a_page_without_server(
     work: Path, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
