@@ -11,12 +11,16 @@ from stepvar_patch.experiments.ablate_schema import Cell
 
 logger = logging.getLogger(__name__)
 
+_READABLE = 20
+"""With more cells than this the points have no labels, and the bits no panel."""
+
 
 def write_plots(folder: Path, cells: Sequence[Cell], lines: Sequence[Line], title: str) -> bool:
     """Writes ``plot.png`` and ``plot.svg`` if matplotlib is there, and says whether it is.
 
     Left: PSNR against the saving in counted operations (in time where nothing was counted), the
-    points of one series joined along the grid. Right: bit agreement per scale.
+    points of one series joined along the grid. Right, unless there are many cells: bit agreement
+    per scale.
 
     Args:
         folder: exists.
@@ -32,8 +36,9 @@ def write_plots(folder: Path, cells: Sequence[Cell], lines: Sequence[Line], titl
     except ImportError:
         logger.warning("no plots: matplotlib is not installed (pip install 'stepvar[plots]')")
         return False
-    figure = Figure(figsize=(12, 5), layout="constrained")
-    left, right = figure.subplots(1, 2)
+    few = len(lines) <= _READABLE
+    figure = Figure(figsize=(12 if few else 7, 5), layout="constrained")
+    panels = figure.subplots(1, 2 if few else 1, squeeze=False)[0]
     counted = all(line.flop_ratio is not None for line in lines)
     ratios = [line.flop_ratio if counted else line.time_ratio for line in lines]
     series: dict[str, list[tuple[float, Line]]] = {}
@@ -43,19 +48,20 @@ def write_plots(folder: Path, cells: Sequence[Cell], lines: Sequence[Line], titl
     gridded = any(cell.point for cell in cells)
     for name, points in series.items():
         xs, ys = [x for x, _ in points], [line.psnr_db for _, line in points]
-        left.plot(xs, ys, marker="o", label=name)
+        panels[0].plot(xs, ys, marker="o", markersize=4, label=name)
         for x, line in points:
             text = line.cell.removeprefix(name).strip()
-            if gridded and text:
-                left.annotate(text, (x, line.psnr_db), fontsize=6)
-    left.set_xlabel("dense FLOPs / FLOPs" if counted else "dense time / time")
-    left.set_ylabel("PSNR against dense, dB")
-    for line in lines:
-        shares = [float("nan") if share is None else share for share in line.bit_agreement]
-        right.plot(range(len(shares)), shares, marker=".", label=line.cell)
-    right.set_xlabel("scale")
-    right.set_ylabel("share of bits equal to dense")
-    for axes in (left, right):
+            if gridded and few and text:
+                panels[0].annotate(text, (x, line.psnr_db), fontsize=6)
+    panels[0].set_xlabel("dense FLOPs / FLOPs" if counted else "dense time / time")
+    panels[0].set_ylabel("PSNR against dense, dB")
+    if few:
+        for line in lines:
+            shares = [float("nan") if share is None else share for share in line.bit_agreement]
+            panels[1].plot(range(len(shares)), shares, marker=".", label=line.cell)
+        panels[1].set_xlabel("scale")
+        panels[1].set_ylabel("share of bits equal to dense")
+    for axes in panels:
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
     figure.suptitle(title)

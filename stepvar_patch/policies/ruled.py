@@ -44,21 +44,22 @@ class RuledRun(DenseRun):
         """Refuses rules about the unconditional half at scales where it no longer runs."""
         request = self.request
         for si, rule in sorted(self.rules.items()):
+            name = f"scales.{si - len(request.schedule)}"
             guided = request.guided[si] if request.guided else request.guidance_rows == 2
             if rule.rows == "uncond" and not (guided and request.rows_live):
                 raise UserError(
-                    f"scales.{si}.rows is uncond, but the unconditional half does not run to the "
+                    f"{name}.rows is uncond, but the unconditional half does not run to the "
                     "end there; it needs guidance on logits (guidance_layers 0) from that scale on"
                 )
             dropped = any(self.rules[k].rows == "cond" for k in self.rules if k <= si)
             if rule.guidance_echo and not dropped:
                 raise UserError(
-                    f"scales.{si}.guidance_echo is {rule.guidance_echo}, but the unconditional "
+                    f"{name}.guidance_echo is {rule.guidance_echo}, but the unconditional "
                     "rows run there; allowed: 0, or rows cond at that scale or before"
                 )
             if rule.guidance not in (None, 1) and not guided:
                 raise UserError(
-                    f"scales.{si}.guidance is {rule.guidance}, but no unconditional half runs "
+                    f"{name}.guidance is {rule.guidance}, but no unconditional half runs "
                     "there; allowed: 1 or null, or a guidance_scale other than 1 from there on"
                 )
 

@@ -80,5 +80,5 @@ def test_nothing_is_added_where_no_half_ended_on_logits(guided: bool) -> None:
 def test_an_echo_beside_both_rows_is_refused() -> None:
     model, text = toy_model(), toy_text(toy_model(), (3,))
     rules = stopped(0.5) | {"-4": ScaleRule(guidance_echo=0.5)}
-    with pytest.raises(UserError, match=r"scales\.3\.guidance_echo is 0\.5"):
+    with pytest.raises(UserError, match=r"scales\.-4\.guidance_echo is 0\.5"):
         toy_run(model, text, policy=DensePolicy(scales=rules))
