@@ -27,6 +27,19 @@ _INTERVALS = (
     "± half the 95 % interval, by bootstrap over prompts; of times and speed-ups, half the "
     "distance of the quartiles."
 )
+_NEEDS = {
+    "geneval": ("detector", "clip"),
+    "fid": ("inception", "real_images"),
+    "kid": ("inception", "real_images"),
+    "inception_score": ("inception",),
+    "clip_score": ("clip",),
+    "clip_fid": ("clip", "real_images"),
+    "hps": ("hps", "clip"),
+    "image_reward": ("image_reward", "bert"),
+    "lpips": ("lpips_backbone", "lpips_heads"),
+}
+"""Column → `MetricFiles` that it is computed with."""
+
 _MACHINE = ("time", "cpu", "gpu", "python", "torch", "commit", "dirty", "code_sha256")
 
 
@@ -74,11 +87,8 @@ def run(table: TableConfig, progress: Progress, load_pipeline: Callable[..., Any
     cells, columns = table_cells(table), table.chosen.columns
     first = cells[0].config
     if not Path(first.model).exists():
-        absent = Estimate.absent(f"model ({first.model})")
-        rows = [
-            TableRow(label=cell.label, images=0, cells=dict.fromkeys(columns, absent))
-            for cell in cells
-        ]
+        lacking = {name: Estimate.absent(_lacking(table, name)) for name in columns}
+        rows = [TableRow(label=cell.label, images=0, cells=dict(lacking)) for cell in cells]
         return TableResult(rows=rows, notes=[], environment={})
     device, dtype = resolve_device(table.device, table.dtype)
     try:
@@ -138,6 +148,21 @@ def slug(label: str) -> str:
 
 def _same(found: dict[str, Estimate]) -> Estimate:
     return Estimate(value=1.0, n=found["ms"].n)
+
+
+def _lacking(table: TableConfig, column: str) -> str:
+    """All files that a column of a model that is not there needs and does not find."""
+    config = table_cells(table)[0].config
+    benchmarks = {"geneval": table.benchmarks.geneval, "dpg": table.benchmarks.dpg}
+    parts = [f"model ({config.model})"]
+    if column in benchmarks:
+        if not Path(benchmarks[column]).exists():
+            parts.append(f"benchmarks.{column} ({benchmarks[column]})")
+    elif not Path(config.prompts).exists():
+        parts.append(f"prompts ({config.prompts})")
+    if files := table.files.missing(*_NEEDS.get(column, ())):
+        parts.append(files)
+    return ", ".join(parts)
 
 
 def _other_batch(arm: Arm) -> Estimate:

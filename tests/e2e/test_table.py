@@ -131,6 +131,12 @@ def test_without_the_model_every_cell_says_so_and_published_values_stay(
 ) -> None:
     assert main(["table", "t.yaml", "model=absent"]) == 0
     assert rows("absent")["StepVAR"]["ms"]["missing"] == "missing: model (nowhere)"
+    needed = rows("absent")["StepVAR"]["fid"]["missing"]
+    assert needed.startswith("missing: model (nowhere), files.inception (models/metrics/pt_")
+    assert needed.endswith("files.real_images (data/real)")
+    geneval = rows("absent")["dense"]["geneval"]["missing"]
+    assert "benchmarks.geneval (data/geneval/" in geneval
+    assert "files.detector (" in geneval
     assert "arXiv:1, tab. 2" in capsys.readouterr().out
 
 

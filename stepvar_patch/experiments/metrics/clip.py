@@ -82,6 +82,8 @@ def from_folder(kind: Any, folder: str | Path, what: str) -> Any:
     Raises:
         UserError: the folder does not hold such a model.
     """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: no such folder; give the folder of {what}, transformers layout")
     try:
         return kind.from_pretrained(
             str(folder), local_files_only=True, weights_only=True, dtype=torch.float32
