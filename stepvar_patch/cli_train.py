@@ -15,15 +15,15 @@ Config = Annotated[Path, typer.Argument(help="YAML file in configs/train/.")]
 
 
 @verb(app)
-def data(
-    output: Annotated[Path, typer.Option(help="Folder of the pack.")] = Path(".data/embedded"),
-    as_json: Json = False,
-) -> None:
+def data(config: Config, overrides: Overrides = None, as_json: Json = False) -> None:
     """Fetch the drawing packages by name, version and hash, and pack them into one file."""
+    from infinity.training.config import FetchDataConfig
     from infinity.training.data.pack import build_pack
+    from stepvar_patch.experiments.loading import load_config
 
     configure_logging(logging.INFO)
-    path = build_pack(output)
+    settings = load_config(FetchDataConfig, config, overrides or [])
+    path = build_pack(Path(settings.output_dir), Path(settings.package_cache))
     say({"pack": str(path)}, str(path), as_json)
 
 

@@ -22,6 +22,21 @@ Count = Annotated[int, Ge(1)]
 
 
 @dataclass(frozen=True, kw_only=True)
+class FetchDataConfig:
+    """What ``stepvar train data`` makes.
+
+    Attributes:
+        output_dir: folder of the pack of drawings and its manifest.
+        package_cache: fetched archives are kept here, and not fetched again.
+    """
+
+    __pydantic_config__ = UNKNOWN_KEYS_FORBIDDEN
+
+    output_dir: Annotated[str, MinLen(1)]
+    package_cache: Annotated[str, MinLen(1)]
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the drawings are and how many validation batches are drawn from the held-out pairs."""
 

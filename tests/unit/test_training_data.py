@@ -28,7 +28,8 @@ from infinity.training.data.fetch import archive_name, fetch, read_members
 from infinity.training.data.nouns import is_countable, plural, with_article
 from infinity.training.data.pack import Record, _write, load_pack
 from infinity.training.data.render import render_drawing, render_pack
-from infinity.training.data.sources import Package
+from infinity.training.data.sources import DrawingSource, Package
+from stepvar_patch.cli import main
 
 RECORDS = tuple(
     Record(id=f"{style}/{i}", concept=name, keywords=("food",), style=style, group="food-fruit")
@@ -122,6 +123,36 @@ def test_a_written_pack_comes_back_and_is_deterministic(tmp_path: Path) -> None:
     assert list(pack.records) == records
     assert list(pack.drawings) == drawings
     assert pack.sha256 == load_pack(tmp_path / "two.zip").sha256
+
+
+def test_the_data_verb_packs_what_its_config_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    apple = {"label": "red apple", "hexcode": "1F34E", "subgroup": 1, "tags": ["fruit"]}
+    names = {
+        "package/en/data.json": json.dumps([apple]).encode(),
+        "package/meta/groups.json": b'{"subgroups": {"1": "food-fruit"}}',
+    }
+    webp = {"package/assets/1f34e.webp": _webp((200, 100, 50, 255))}
+    packages = []
+    for name, members in (("names", names), ("set", webp)):
+        package = _archive(cache / f"toy-{name}-1.0.0.tgz", members)
+        packages.append(replace(package, name=f"@toy/{name}"))
+    drawings = (DrawingSource(style="3d", form="webp", package=packages[1]),)
+    monkeypatch.setattr("infinity.training.data.pack.NAMES", packages[0])
+    monkeypatch.setattr("infinity.training.data.pack.DRAWINGS", drawings)
+    config = str(Path(__file__).parents[2] / "configs" / "train" / "data.yaml")
+    words = [f"output_dir={tmp_path / 'pack'}", f"package_cache={cache}"]
+    assert main(["train", "data", config, *words, "--json"]) == 0
+    path = json.loads(capsys.readouterr().out)["pack"]
+    assert path == str(tmp_path / "pack" / "drawings.zip")
+    assert [record.id for record in load_pack(Path(path)).records] == ["3d/1f34e"]
+    assert main(["train", "data", config, "output=x", "output_dir=/proc/x"]) == 2
+    assert "output = 'x' is an unknown key; did you mean 'output_dir'?" in capsys.readouterr().err
+    assert main(["train", "data", config, words[1], "output_dir=/proc/x"]) == 2
+    assert "output_dir: cannot write into /proc/x" in capsys.readouterr().err
 
 
 def test_a_missing_or_foreign_pack_is_named(tmp_path: Path) -> None:

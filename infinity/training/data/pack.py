@@ -16,7 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
+from infinity.io.files import check_writable
 from infinity.training.data.concepts import Concept, normalise_hexcode, read_concepts
 from infinity.training.data.fetch import PACKAGE_CACHE, fetch, read_members
 from infinity.training.data.sources import DRAWINGS, NAMES, DrawingSource
@@ -62,8 +63,15 @@ def build_pack(folder: Path = PACK_FOLDER, cache: Path = PACKAGE_CACHE) -> Path:
     The same packages give the same bytes.
 
     Raises:
-        UserError: a package cannot be fetched or is not the pinned one.
+        UserError: a package cannot be fetched or is not the pinned one, or a folder cannot be
+            written.
     """
+    found: list[str] = []
+    for name, place in (("output_dir", folder), ("package_cache", cache)):
+        with collecting(found):
+            check_writable(place, name)
+    if found:
+        raise Mistakes(found)
     names = read_members(fetch(NAMES, cache), {"en/data.json", "meta/groups.json"}.__contains__)
     concepts = read_concepts(names["en/data.json"], names["meta/groups.json"])
     records: list[Record] = []
@@ -98,7 +106,9 @@ def load_pack(path: Path) -> Pack:
         UserError: the file is missing or not a pack.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no data pack here; build it with infinity.training.data.pack.")
+        raise UserError(
+            f"{path}: no data pack here; make it with stepvar train data configs/train/data.yaml"
+        )
     content = path.read_bytes()
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as bundle:

