@@ -15,6 +15,9 @@ from infinity.io.files import write_atomic
 CHUNK = "stepvar"
 """Keyword of the PNG text chunk that holds the provenance as JSON."""
 
+NOTE = "stepvar-note"
+"""Keyword of the text chunk of PNGs that show other pictures: which ones."""
+
 MAX_FILE_BYTES = 256 * 2**20
 _MARGIN_PX = 4
 _CAPTION_PX = 16
@@ -88,6 +91,7 @@ def write_png(
     provenance: Provenance | None = None,
     *,
     compress_level: int = 6,
+    note: str = "",
 ) -> None:
     """Writes a PNG that is whole or absent.
 
@@ -96,6 +100,7 @@ def write_png(
         image: the pixels.
         provenance: stored in the text chunk ``stepvar``.
         compress_level: of zlib, 0 to 9; 1 takes a quarter of the time of 6 and a fifth more room.
+        note: of an image without provenance, which pictures it shows.
 
     Raises:
         UserError: the disk is full or the place is not writable.
@@ -104,6 +109,8 @@ def write_png(
     if provenance is not None:
         text = json.dumps(provenance.to_json(), ensure_ascii=False, allow_nan=False)
         info.add_itxt(CHUNK, text)
+    elif note:
+        info.add_itxt(NOTE, note)
     write_atomic(
         path, lambda file: image.save(file, "PNG", pnginfo=info, compress_level=compress_level)
     )
@@ -128,6 +135,9 @@ def read_png(path: Path) -> tuple[Image.Image, Provenance]:
             raise UserError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
         with Image.open(path, formats=["PNG"]) as image:
             text = image.info.get(CHUNK)
+            if isinstance(note := image.info.get(NOTE), str) and not isinstance(text, str):
+                shown = " ".join(note[:300].split())
+                raise UserError(f"{path} shows {shown} and is no picture of its own")
             if not isinstance(text, str):
                 raise UserError(f"{path} has no stepvar provenance; it was not made by stepvar")
             provenance = Provenance.from_json(json.loads(text))

@@ -16,10 +16,18 @@ from infinity.io.files import open_file, remove_temporary, write_atomic, write_e
 from infinity.io.index import DiskIndex
 from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
-from infinity.io.rows import ImageRow, file_sha256, image_name, is_finished, manifest_rows
+from infinity.io.rows import (
+    ImageRow,
+    file_sha256,
+    has_preview,
+    image_name,
+    is_finished,
+    manifest_rows,
+    preview_file,
+)
 from infinity.io.small_yaml import read_small_yaml
 
-__all__ = ["ImageRow", "RunFolder", "file_sha256", "image_name", "read_rows"]
+__all__ = ["ImageRow", "RunFolder", "file_sha256", "image_name", "preview_file", "read_rows"]
 
 MANIFEST = "run.jsonl"
 RANK_MANIFESTS = "run.rank-*.jsonl"
@@ -85,8 +93,9 @@ class RunFolder:
     """The output folder of one run, locked against a second run while it is open.
 
     An image is *finished* when its file is there, its manifest row is valid and the row's SHA-256
-    is the file's. Everything else (a half-written last line, a row whose file is gone or altered,
-    a temporary file) is dropped when the folder is opened, so the run makes it again.
+    is the file's; likewise its preview, if the row names one. Everything else (a half-written last
+    line, a row whose file is gone or altered, a temporary file) is dropped when the folder is
+    opened, so the run makes it again.
 
     Several processes of one launch may hold the folder together. The first that comes opens it, in
     the sense above; each appends to a manifest of its own; the last to leave `merge`s them.
@@ -299,9 +308,9 @@ class RunFolder:
                 continue
             known = finished.get(row.file)
             if known is None:
-                if verified or is_finished(self.path, row):
+                if verified or self._is_whole(row):
                     finished.add(row)
-            elif known.sha256 != row.sha256 and is_finished(self.path, row):
+            elif known.sha256 != row.sha256 and self._is_whole(row):
                 finished.replace(row)
         if not verified and (rows != len(finished) or any(p.name != MANIFEST for p in paths)):
             if dropped := rows - len(finished):
@@ -310,6 +319,9 @@ class RunFolder:
                 lambda file: [file.write(row.to_line()) for row in finished.values()]
             )
         return finished
+
+    def _is_whole(self, row: ImageRow) -> bool:
+        return is_finished(self.path, row) and has_preview(self.path, row)
 
     def _replace_manifests(self, write: Callable[[BinaryIO], object]) -> None:
         write_atomic(self.path / MANIFEST, write)

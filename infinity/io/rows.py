@@ -25,6 +25,7 @@ class ImageRow:
         weights: digest of the model that made it.
         ms: milliseconds per stage; a batch's time is shared equally among its images.
         extra: further fields of the prompt row.
+        preview: SHA-256 of the strip of scales beside the PNG; ``None`` if none was asked for.
     """
 
     id: str
@@ -36,6 +37,7 @@ class ImageRow:
     weights: str
     ms: dict[str, float]
     extra: dict[str, Any] = field(default_factory=dict)
+    preview: str | None = None
 
     def to_line(self) -> bytes:
         """The row as a line of JSON, its end included."""
@@ -46,6 +48,11 @@ class ImageRow:
 def image_name(row_id: str, seed: int) -> str:
     """File name of an image without its suffix; the part after the last ``_`` is the seed."""
     return f"{row_id}_{seed}"
+
+
+def preview_file(name: str) -> str:
+    """File of the strip that shows an image after each scale."""
+    return f"{name}.preview.png"
 
 
 def file_sha256(path: Path) -> str:
@@ -80,13 +87,18 @@ def manifest_rows(path: Path) -> Iterator[ImageRow | None]:
 
 def is_finished(folder: Path, row: ImageRow) -> bool:
     """Whether a row's image is in the folder, a file of its own, and has the row's checksum."""
-    file = folder / row.file
-    return (
-        row.file == f"{image_name(row.id, row.seed)}.png"
-        and not file.is_symlink()
-        and file.is_file()
-        and file_sha256(file) == row.sha256
-    )
+    name = image_name(row.id, row.seed)
+    return row.file == f"{name}.png" and _has(folder / row.file, row.sha256)
+
+
+def has_preview(folder: Path, row: ImageRow) -> bool:
+    """Whether the strip beside a finished image is as it was written, if there is to be one."""
+    name = preview_file(image_name(row.id, row.seed))
+    return row.preview is None or _has(folder / name, row.preview)
+
+
+def _has(file: Path, sha256: str) -> bool:
+    return not file.is_symlink() and file.is_file() and file_sha256(file) == sha256
 
 
 def _well_formed(row: ImageRow) -> bool:
@@ -97,6 +109,7 @@ def _well_formed(row: ImageRow) -> bool:
         and "/" not in row.file
         and "\0" not in row.file
         and isinstance(row.negative_prompt, str | None)
+        and isinstance(row.preview, str | None)
         and isinstance(row.ms, dict)
         and isinstance(row.extra, dict)
     )

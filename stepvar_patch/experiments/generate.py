@@ -192,4 +192,4 @@ def count_finished(folder: RunFolder, config: GenerateConfig) -> int:
 def _write_contact_sheet(folder: RunFolder, config: GenerateConfig) -> None:
     first = list(islice(jobs(config), CONTACT_SHEET_IMAGES))
     sheet = contact_sheet({job.name: folder.path / job.file for job in first})
-    write_png(folder.path / CONTACT_SHEET, sheet)
+    write_png(folder.path / CONTACT_SHEET, sheet, note="thumbnails of the pictures beside it")

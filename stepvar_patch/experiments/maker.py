@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from infinity.errors import UserError
 from infinity.io.images import Provenance, strip, write_png
-from infinity.io.manifest import ImageRow, RunFolder, file_sha256
+from infinity.io.manifest import ImageRow, RunFolder, file_sha256, preview_file
 from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.codes import CodeRecorder, write_codes
 from stepvar_patch.experiments.plan import ImageJob
@@ -139,8 +140,9 @@ class Maker:
         chosen = [index for index, job in enumerate(batch) if job.file in unfinished]
         if self.config.preview:
             for index in chosen:
-                path = self.folder.path / f"{batch[index].name}.preview.png"
-                write_png(path, strip(previews.images[index]))
+                job = batch[index]
+                note = f"the scales of {job.file}"
+                write_png(self._preview(job), strip(previews.images[index]), note=note)
         signs = {index: codes.image(index) for index in chosen} if self.codes else {}
 
         def write(index: int) -> ImageRow:
@@ -215,6 +217,7 @@ class Maker:
         )
         path = self.folder.path / job.file
         write_png(path, image, provenance, compress_level=1 if self.codes else 6)
+        preview = file_sha256(self._preview(job)) if self.config.preview else None
         return ImageRow(
             id=job.row.id,
             seed=job.seed,
@@ -225,7 +228,11 @@ class Maker:
             weights=self.pipeline.digest,
             ms={**ms, "write": round(1000 * (time.perf_counter() - start), 3)},
             extra=job.row.extra,
+            preview=preview,
         )
+
+    def _preview(self, job: ImageJob) -> Path:
+        return self.folder.path / preview_file(job.name)
 
 
 def negative_prompts(batch: Sequence[ImageJob]) -> list[str] | None:

@@ -113,6 +113,34 @@ def test_previews_show_every_scale(work: Path) -> None:
     assert len(contents) == len(ROWS)
 
 
+def test_lost_and_damaged_strips_and_sheets_are_made_again(work: Path) -> None:
+    assert stepvar("generate", "c.yaml", "--preview") == 0
+    before, manifest = files(work / "out"), rows(work / "out")
+    strips = sorted((work / "out").glob("*.preview.png"))
+    strips[0].unlink()
+    strips[1].write_bytes(strips[1].read_bytes()[:-9])
+    (work / "out" / "contact_sheet.png").unlink()
+    again = FakePipeline()
+    assert stepvar("generate", "c.yaml", "--preview", pipeline=again) == 0
+    assert again.batches == [1, 1]
+    assert files(work / "out") == before
+    assert rows(work / "out") == manifest
+
+
+def test_a_strip_and_a_sheet_are_no_pictures(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stepvar("generate", "c.yaml", "--preview") == 0
+    capsys.readouterr()
+    for verb, name, shown in (
+        ("show", "apple_7.preview.png", "the scales of apple_7.png"),
+        ("replay", "contact_sheet.png", "thumbnails of the pictures beside it"),
+    ):
+        assert stepvar(verb, f"out/{name}") == 2
+        told = f"stepvar: out/{name} shows {shown} and is no picture of its own\n"
+        assert capsys.readouterr().err == told
+
+
 def test_show_and_replay(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert stepvar("generate", "c.yaml", "guidance_scale=[1,2,3,4,5,6,7,8,9,10]") == 0
     name = f"out/car_{derived_seed(0, 'car')}.png"
