@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from infinity.checkpoint.lazy import Shape
-from infinity.checkpoint.rules import chunk_sizes, flat_transformer_keys, wrapped_tokenizer_keys
+from infinity.checkpoint.sizes import MissingSizeError, tokenizer_sizes, transformer_sizes
 from infinity.config import (
     PRESETS,
     ModelConfig,
@@ -29,82 +29,75 @@ TOKENIZER_FILES = {
 _STRUCTURE = ("depth", "width", "heads", "text_width", "token_bits")
 
 
-def _require(shapes: Mapping[str, Shape], key: str, axes: int, path: Path, what: str) -> Shape:
-    shape = shapes.get(key)
-    if shape is None or len(shape) != axes:
-        found = "no tensor" if shape is None else f"shape {list(shape)} of"
-        raise UserError(f"{path}: not {what} checkpoint: {found} {key}")
-    return shape
-
-
 def infer_tokenizer(stored: Mapping[str, Shape], path: Path) -> TokenizerConfig:
     """The tokenizer that has these tensors.
 
     Raises:
         UserError: they are not a tokenizer's.
     """
-    names = wrapped_tokenizer_keys(stored)
-    shapes = {names[key] or key: shape for key, shape in stored.items()}
-    what = "a tokenizer"
-    channels = _require(shapes, "encoder.conv_in.conv.weight", 4, path, what)[0]
-    bits = _require(shapes, "encoder.conv_out.conv.weight", 4, path, what)[0]
-    levels = 1 + max(
-        (int(k.split(".")[2]) for k in shapes if k.startswith("encoder.down.")), default=-1
-    )
-    multipliers = []
-    for level in range(levels):
-        key = f"encoder.down.{level}.block.0.conv2.conv.weight"
-        width = _require(shapes, key, 4, path, what)[0]
-        if not channels or width % channels:
-            raise UserError(f"{path}: width {width} of {key} is no multiple of {channels}")
-        multipliers.append(width // channels)
-    gains = shapes.get("quantizer.scale_gains", (0,))
+    try:
+        sizes = tokenizer_sizes(stored)
+    except MissingSizeError as error:
+        raise UserError(f"{path}: not a tokenizer checkpoint: {error}") from error
+    odd = [width for width in sizes.level_widths if width % sizes.channels]
+    if odd:
+        raise UserError(f"{path}: its width {odd[0]} is no multiple of {sizes.channels}")
     try:
         return TokenizerConfig(
-            codebook_dim=bits,
-            patch_size=2 ** _count(shapes, "encoder.down.{}.downsample.conv.conv.weight"),
-            channels=channels,
-            channel_multipliers=tuple(multipliers),
-            res_blocks=_count(shapes, "encoder.down.0.block.{}.conv1.conv.weight"),
-            scale_gains=gains[0],
+            codebook_dim=sizes.bits,
+            patch_size=2**sizes.halvings,
+            channels=sizes.channels,
+            channel_multipliers=tuple(width // sizes.channels for width in sizes.level_widths),
+            res_blocks=sizes.res_blocks,
+            scale_gains=sizes.scale_gains,
         )
     except ValueError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-def _count(shapes: Mapping[str, Shape], pattern: str) -> int:
-    return sum(pattern.format(index) in shapes for index in range(len(shapes)))
-
-
-def infer_transformer(
-    stored: Mapping[str, Shape], path: Path, tokenizer: TokenizerConfig, tokenizer_path: Path
-) -> TransformerConfig:
-    """The transformer that has these tensors and works on the bits of ``tokenizer``.
+def infer_transformer(stored: Mapping[str, Shape], path: Path) -> TransformerConfig:
+    """The transformer that has these tensors, on a tokenizer of as many bits as its tokens have.
 
     Raises:
-        UserError: they are not a transformer's, or the tokenizer has other bits; then the right
-            tokenizer file is named.
+        UserError: they are not a transformer's.
     """
-    names = flat_transformer_keys(stored)
-    shapes = {name: stored[key] for key, name in names.items() if name is not None}
-    what = "an Infinity transformer"
-    width, token_bits = _require(shapes, "word_embed.weight", 2, path, what)
-    text_width = _require(shapes, "text_proj_for_ca.0.weight", 2, path, what)[1]
-    text_tokens = _require(shapes, "cfg_uncond", 2, path, what)[0]
-    scales = _require(shapes, "blocks.0.sa.scale_mul_1H11", 4, path, what)
-    ffn_width = _require(shapes, "blocks.0.ffn.fc1.weight", 2, path, what)[0]
-    sizes = chunk_sizes(stored)
-    if len(set(sizes)) > 1:
-        raise UserError(f"{path}: block chunks of unequal sizes {sizes}")
-    fields = {
-        "depth": sum(sizes),
-        "width": width,
-        "heads": max(scales),
-        "text_width": text_width,
-        "token_bits": token_bits,
-    }
+    try:
+        sizes = transformer_sizes(stored)
+    except MissingSizeError as error:
+        raise UserError(f"{path}: not an Infinity transformer checkpoint: {error}") from error
+    try:
+        config = TransformerConfig(
+            depth=sizes.depth,
+            width=sizes.width,
+            heads=sizes.heads,
+            block_chunks=sizes.chunks,
+            codebook_dim=sizes.token_bits,
+            text_width=sizes.text_width,
+            text_max_tokens=sizes.text_tokens,
+            mlp_ratio=4.0,
+        )
+        if config.ffn_width != sizes.ffn_width:
+            config = dataclasses.replace(config, mlp_ratio=sizes.ffn_width / sizes.width)
+    except ValueError as error:
+        raise UserError(f"{path}: {error}") from error
+    return config
+
+
+def paired(
+    transformer: TransformerConfig,
+    transformer_path: Path,
+    tokenizer: TokenizerConfig,
+    tokenizer_path: Path,
+) -> TransformerConfig:
+    """The transformer, working on the bits of ``tokenizer``.
+
+    Raises:
+        UserError: the tokenizer has other bits, or is not the one that a released transformer was
+            trained with; then the right file is named.
+    """
+    token_bits = transformer.token_bits
     patchify = token_bits == 4 * tokenizer.codebook_dim
-    preset = _preset_of(fields)
+    preset = _preset_of({field: getattr(transformer, field) for field in _STRUCTURE})
     expected = PRESETS[preset].tokenizer if preset else None
     fits = patchify or token_bits == tokenizer.codebook_dim
     if not fits or (expected is not None and tokenizer != expected):
@@ -112,25 +105,9 @@ def infer_transformer(
         raise UserError(
             f"{tokenizer_path}: this tokenizer ({tokenizer.codebook_dim} bits, stride "
             f"{tokenizer.patch_size}, width {tokenizer.channels}) does not belong to the "
-            f"transformer {path} ({token_bits} bits per token){right}"
+            f"transformer {transformer_path} ({token_bits} bits per token){right}"
         )
-    try:
-        config = TransformerConfig(
-            depth=sum(sizes),
-            width=width,
-            heads=max(scales),
-            block_chunks=len(sizes),
-            codebook_dim=tokenizer.codebook_dim,
-            patchify=patchify,
-            text_width=text_width,
-            text_max_tokens=text_tokens,
-            mlp_ratio=4.0,
-        )
-    except ValueError as error:
-        raise UserError(f"{path}: {error}") from error
-    if config.ffn_width != ffn_width:
-        config = dataclasses.replace(config, mlp_ratio=ffn_width / width)
-    return config
+    return dataclasses.replace(transformer, codebook_dim=tokenizer.codebook_dim, patchify=patchify)
 
 
 def _preset_of(fields: Mapping[str, int]) -> str | None:

@@ -1,14 +1,22 @@
 """The released files, read where they lie."""
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from infinity.checkpoint.infer import infer_model, infer_tokenizer, infer_transformer
+import torch
+from torch import nn
+
+from infinity.checkpoint.infer import infer_model, infer_tokenizer, infer_transformer, paired
 from infinity.checkpoint.lazy import LazyState, pickle_state, safetensors_state
+from infinity.checkpoint.load import shapes_of_module
+from infinity.checkpoint.rules import match_keys
 from infinity.config import ModelConfig
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
+from infinity.io.strict_json import parse_json
+from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.transformer.model import InfinityTransformer
 
 INDEX = "model.safetensors.index.json"
 MAX_PATH_BYTES = 240
@@ -36,14 +44,31 @@ def open_official(
         ema: of a training checkpoint, take the averaged weights.
 
     Raises:
-        UserError: a file is unreadable, unsafe or of another kind, or the two do not fit.
+        UserError: a file is unreadable, unsafe or of another kind; every missing, unexpected and
+            misshapen key of both; or the two do not fit.
     """
     transformer_state = read_transformer(transformer, ema=ema)
     tokenizer_state = read_tokenizer(tokenizer)
-    tokenizer_config = infer_tokenizer(tokenizer_state.shapes, tokenizer)
-    config = infer_transformer(transformer_state.shapes, transformer, tokenizer_config, tokenizer)
+    found: list[str] = []
+    with collecting(found):
+        config = infer_transformer(transformer_state.shapes, transformer)
+        _check_keys(transformer_state, InfinityTransformer, config, transformer)
+    with collecting(found):
+        tokenizer_config = infer_tokenizer(tokenizer_state.shapes, tokenizer)
+        _check_keys(tokenizer_state, BSQTokenizer, tokenizer_config, tokenizer)
+    if found:
+        raise Mistakes(found)
+    config = paired(config, transformer, tokenizer_config, tokenizer)
     model = infer_model(config, transformer, tokenizer_config, tokenizer, name)
     return OfficialModel(config=model, transformer=transformer_state, tokenizer=tokenizer_state)
+
+
+def _check_keys(
+    state: LazyState, kind: Callable[[Any], nn.Module], config: Any, path: Path
+) -> None:
+    with torch.device("meta"):
+        module = kind(config)
+    match_keys(state.shapes, shapes_of_module(module), str(path))
 
 
 def read_transformer(path: Path, *, ema: bool = False) -> LazyState:
@@ -103,7 +128,7 @@ def shard_files(folder: Path) -> list[Path]:
             raise UserError(f"{folder}: holds no .safetensors file")
         return files
     try:
-        content = json.loads(index.read_text())
+        content = parse_json(index.read_text())
         names = sorted(set(content["weight_map"].values()))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{index}: not a readable shard index ({error!r})") from error

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -16,8 +17,8 @@ _DROPPED = {
     "Infinity_visible_kvlen",
     "Infinity_invisible_qlen",
 }
-_CHUNKED = re.compile(r"block_chunks\.(\d+)\.module\.(\d+)\.(.+)")
-_FLAT = re.compile(r"blocks\.(\d+)\.(.+)")
+_CHUNKED = re.compile(r"block_chunks\.(\d{1,3})\.module\.(\d{1,3})\.(.+)")
+_FLAT = re.compile(r"blocks\.(\d{1,3})\.(.+)")
 _UNWRAPPED = re.compile(
     r"(.*\.(?:conv_in|conv_out|conv1|conv2|nin_shortcut|(?:down|up)sample\.conv))\.(weight|bias)"
 )
@@ -42,30 +43,37 @@ class KeyRules:
 
 
 def chunk_sizes(keys: Iterable[str]) -> list[int]:
-    """Blocks in each chunk that ``keys`` name; unchunked blocks count as one chunk."""
-    chunks: dict[int, int] = {}
+    """Blocks in each chunk that ``keys`` name; unchunked blocks count as one chunk.
+
+    A block of which there are a few stray keys alone counts as none.
+    """
+    found: Counter[tuple[int, int]] = Counter()
     for key in keys:
         if match := _CHUNKED.fullmatch(key):
-            chunk, block = int(match[1]), int(match[2])
+            found[int(match[1]), int(match[2])] += 1
         elif match := _FLAT.fullmatch(key):
-            chunk, block = 0, int(match[1])
-        else:
-            continue
-        chunks[chunk] = max(chunks.get(chunk, 0), block + 1)
+            found[0, int(match[1])] += 1
+    fullest = max(found.values(), default=0)
+    chunks: dict[int, int] = {}
+    for (chunk, block), count in found.items():
+        if 3 * count > fullest:
+            chunks[chunk] = max(chunks.get(chunk, 0), block + 1)
     return [chunks.get(chunk, 0) for chunk in range(max(chunks, default=-1) + 1)]
 
 
 def flat_transformer_keys(keys: Iterable[str]) -> dict[str, str | None]:
-    """Transformer keys with blocks numbered through (``blocks.{i}.``), leftovers as None."""
+    """Transformer keys with blocks numbered through (``blocks.{i}.``), leftovers as None.
+
+    All chunks have as many blocks as the largest; those that a chunk lacks are missing.
+    """
     keys = list(keys)
-    sizes = chunk_sizes(keys)
-    starts = [sum(sizes[:chunk]) for chunk in range(len(sizes))]
+    size = max(chunk_sizes(keys), default=0)
     names: dict[str, str | None] = {}
     for key in keys:
         if key in _DROPPED or key.endswith("ln_wo_grad.weight"):
             names[key] = None
         elif match := _CHUNKED.fullmatch(key):
-            names[key] = f"blocks.{starts[int(match[1])] + int(match[2])}.{match[3]}"
+            names[key] = f"blocks.{int(match[1]) * size + int(match[2])}.{match[3]}"
         else:
             names[key] = key
     return names

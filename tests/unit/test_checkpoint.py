@@ -308,6 +308,50 @@ def test_a_shard_index_cannot_point_outside(tmp_path: Path, name: object) -> Non
         read_transformer(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("key", "shape"),
+    [
+        ("word_embed.weight", (64, 9)),
+        ("word_embed.weight", (64,)),
+        ("text_proj_for_ca.0.weight", (65, 255)),
+        ("cfg_uncond", (16, 255)),
+        ("block_chunks.0.module.0.sa.scale_mul_1H11", (4,)),
+        ("block_chunks.0.module.0.ffn.fc1.weight", (512, 63)),
+        ("head.weight", (2, 2)),
+        ("head.bias", None),
+        ("block_chunks.1.module.1.ffn.fc2.bias", None),
+        ("block_chunks.999.module.999.x", (1,)),
+        ("block_chunks.99999999999.module.0.x", (1,)),
+    ],
+)
+def test_a_wrong_key_that_the_config_is_read_from_hides_no_other(
+    tmp_path: Path, transformer: State, tokenizer: State, key: str, shape: Shape | None
+) -> None:
+    del transformer["lvl_embed.weight"]
+    transformer["odd"] = torch.zeros(1)
+    before = transformer.pop(key, None)
+    if shape is not None:
+        transformer[key] = torch.zeros(shape)
+    del tokenizer["decoder.conv_out.conv.bias"]
+    tokenizer["encoder.conv_in.conv.weight"] = torch.zeros(33, 3, 3, 3)
+    torch.save(tokenizer, tmp_path / "vae.pth")
+    with pytest.raises(UserError) as error:
+        open_official(save_single(transformer, tmp_path / "t"), tmp_path / "vae.pth")
+    first, second = error.value.sentences
+    if shape is None:
+        assert f"2 missing: {', '.join(sorted([key, 'lvl_embed.weight']))};" in first
+    else:
+        assert "1 missing: lvl_embed.weight;" in first
+    if before is None:
+        assert f"2 unexpected: {key}, odd" in first
+    else:
+        assert "1 unexpected: odd" in first
+    if before is not None and shape is not None:
+        assert f"1 misshapen: {key} {list(shape)} instead of {list(before.shape)}" in first
+    assert "vae.pth: tensors do not fit the model: 1 missing: decoder.conv_out.conv.bias" in second
+    assert "1 misshapen: encoder.conv_in.conv.weight [33, 3, 3, 3] instead of [32" in second
+
+
 def test_swapped_files_are_told_apart(
     tmp_path: Path, transformer: State, tokenizer_file: Path
 ) -> None:

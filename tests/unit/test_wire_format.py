@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from spec_shapes import tokenizer_shapes, transformer_shapes
 
-from infinity.checkpoint.infer import infer_tokenizer, infer_transformer
+from infinity.checkpoint.infer import infer_tokenizer, infer_transformer, paired
 from infinity.checkpoint.load import shapes_of_module
 from infinity.checkpoint.official import read_transformer
 from infinity.config import PRESETS, TokenizerConfig, TransformerConfig
@@ -99,4 +99,5 @@ def test_reference_state_dicts_have_the_specified_keys(name: str) -> None:
     state = read_transformer(path)
     assert state.shapes == transformer_shapes(config)
     tokenizer = TokenizerConfig(codebook_dim=settings["d"], patch_size=8 if patchify else 16)
-    assert infer_transformer(state.shapes, path, tokenizer, Path("vae.pth")) == config
+    found = infer_transformer(state.shapes, path)
+    assert paired(found, path, tokenizer, Path("vae.pth")) == config
