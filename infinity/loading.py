@@ -1,6 +1,5 @@
 """What a pipeline is loaded from: a model directory or official files, on a device, in a dtype."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from torch import Tensor
 from infinity.checkpoint import (
     digest,
     load_model_config,
+    official_digest,
     open_official,
     read_state,
     text_encoder_folder,
@@ -35,8 +35,7 @@ def open_model(
         return config, states, digest(path)
     official = open_official(path, Path(tokenizer))
     states = {"transformer": official.transformer, "tokenizer": official.tokenizer}
-    both = hashlib.sha256((digest(path) + digest(Path(tokenizer))).encode()).hexdigest()
-    return official.config, states, both
+    return official.config, states, official_digest(path, Path(tokenizer), official.config)
 
 
 def own_text_encoder(path: Path, config: ModelConfig) -> Path:

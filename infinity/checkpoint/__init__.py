@@ -4,6 +4,7 @@ from infinity.checkpoint.directory import (
     check_listed,
     digest,
     load_model_config,
+    official_digest,
     read_state,
     text_encoder_folder,
 )
@@ -17,6 +18,7 @@ __all__ = [
     "digest",
     "load_into",
     "load_model_config",
+    "official_digest",
     "open_official",
     "read_state",
     "save_model_directory",

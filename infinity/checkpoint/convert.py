@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from infinity.checkpoint.directory import official_digest
 from infinity.checkpoint.lazy import LazyState
 from infinity.checkpoint.load import shapes_of_module
 from infinity.checkpoint.official import open_official
@@ -52,6 +53,9 @@ def convert(
         dtype=dtype,
         text_encoder_dir=text_encoder,
         source={"transformer": transformer.name, "tokenizer": tokenizer.name},
+        source_digest=official_digest(transformer, tokenizer, model.config)
+        if dtype is None
+        else None,
     )
     return model.config
 

@@ -85,18 +85,39 @@ def text_encoder_folder(folder: Path) -> Path | None:
 def digest(path: Path) -> str:
     """sha256 that identifies the weights: of a model directory from its manifest, else by content.
 
+    A directory that was converted without changing a value has the digest of its source, so that
+    a picture can be replayed from either; it loses it with any change to its config or files.
+
     Raises:
         UserError: unreadable.
     """
-    total = hashlib.sha256()
-    if (path / MANIFEST).exists():
-        checksums = {name: entry["sha256"] for name, entry in listed_files(path).items()}
-        content = {"config": _read_manifest(path)["config"], "files": checksums}
-        total.update(json.dumps(content, sort_keys=True).encode())
-    else:
-        for file in sorted(path.glob("*.safetensors")) if path.is_dir() else [path]:
-            total.update(file_sha256(file).encode())
-    return total.hexdigest()
+    if not (path / MANIFEST).exists():
+        files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
+        return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
+    manifest = _read_manifest(path)
+    own = content_digest(manifest["config"], listed_files(path))
+    source = manifest.get("source")
+    if isinstance(source, dict) and source.get("directory") == own:
+        return str(source.get("digest"))
+    return own
+
+
+def content_digest(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:
+    """sha256 over the configuration and the checksums that a manifest lists."""
+    checksums = {name: entry["sha256"] for name, entry in files.items()}
+    content = {"config": config, "files": checksums}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def official_digest(transformer: Path, tokenizer: Path, config: ModelConfig) -> str:
+    """sha256 that identifies a pair of official files and what is known of them but the name.
+
+    Raises:
+        UserError: unreadable.
+    """
+    known = {name: v for name, v in dataclasses.asdict(config).items() if name != "name"}
+    content = {"config": known, "files": [digest(transformer), digest(tokenizer)]}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def check_listed(folder: Path) -> None:

@@ -16,6 +16,7 @@ from infinity.checkpoint.directory import (
     FORMAT_VERSION,
     MANIFEST,
     TEXT_ENCODER,
+    content_digest,
     file_sha256,
     listed_files,
 )
@@ -43,6 +44,7 @@ def save_model_directory(
     text_encoder_dir: Path | None = None,
     max_shard_bytes: int = DEFAULT_SHARD_BYTES,
     source: Mapping[str, str] | None = None,
+    source_digest: str | None = None,
     replace: bool = False,
 ) -> None:
     """Writes a model directory; it appears complete or not at all.
@@ -58,6 +60,7 @@ def save_model_directory(
         text_encoder_dir: a ``transformers`` folder to copy; its weights must be safetensors.
         max_shard_bytes: size limit of a shard, unless one tensor alone is larger.
         source: notes on the origin, kept in the manifest.
+        source_digest: of the same weights where they came from; it becomes the directory's.
         replace: replace an existing model directory; files it does not list (a model card) stay.
 
     Raises:
@@ -92,11 +95,15 @@ def save_model_directory(
             }
             for name, component in owners.items()
         }
+        shapes = dataclasses.asdict(config)
+        origin = dict(source or {})
+        if source_digest is not None:
+            origin |= {"digest": source_digest, "directory": content_digest(shapes, files)}
         manifest = {
             "format_version": FORMAT_VERSION,
-            "config": dataclasses.asdict(config),
+            "config": shapes,
             "files": files,
-            "source": dict(source or {}),
+            "source": origin,
         }
         (work / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
         work.chmod(0o755)

@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from tiny_model import REPOSITORY, write_tiny_model
+from tiny_model import CONFIG, REPOSITORY, write_tiny_model
 
+from infinity.checkpoint import digest
 from infinity.config import TokenizerConfig
+from infinity.io.images import read_png
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from stepvar_patch.cli import main
 
@@ -92,6 +94,32 @@ def test_bad_weights_are_one_sentence_and_code_2(
     assert told in err
     assert "Traceback" not in err
     assert not list((work / "out").glob("*.png"))
+
+
+def test_a_converted_model_replays_and_resumes_what_its_files_drew(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    torch.save({"vae": BSQTokenizer(CONFIG.tokenizer).state_dict()}, "vae.pth")
+    encoder = str(REPOSITORY / "weights" / "text_encoder")
+    (work / "p.txt").write_text("a red apple\n")
+    for output, more in (("same", []), ("other", ["--dtype", "bfloat16"])):
+        words = ["transformer.pth", "vae.pth", "--output", output, "--text-encoder", encoder]
+        assert main(["convert", *words, *more]) == 0
+    in_place = ["model=transformer.pth", "tokenizer=vae.pth", "guidance_scale=1"]
+    assert main(["generate", "c.yaml", *in_place, f"text_encoder={encoder}"]) == 0
+    (picture,) = Path("out").glob("0*.png")
+    assert read_png(picture)[1].model["digest"] == digest(Path("same")) != digest(Path("other"))
+    capsys.readouterr()
+    assert main(["replay", str(picture), "--model", "same"]) == 0
+    assert "identical pixels" in capsys.readouterr().out
+    assert main(["generate", "c.yaml", "model=same", "guidance_scale=1"]) == 0
+    assert main(["replay", str(picture), "--model", "other"]) == 2
+    manifest = json.loads(Path("same/manifest.json").read_text())
+    manifest["config"]["sampling"]["top_k"] = 1
+    Path("same/manifest.json").write_text(json.dumps(manifest))
+    assert main(["replay", str(picture), "--model", "same"]) == 2
+    assert capsys.readouterr().err.count("name the right model with --model") == 2
 
 
 @pytest.mark.weights
