@@ -22,6 +22,7 @@ from stepvar_patch.terminal import (
     Overrides,
     configure_logging,
     load_pipeline_of,
+    printable,
     say,
     talk,
     verb,
@@ -226,7 +227,7 @@ def main(
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except UserError as error:
-        sys.stderr.write(f"stepvar: {_who()}{_without_controls(str(error))}\n")
+        sys.stderr.write(f"stepvar: {_who()}{printable(str(error))}\n")
         return 2
     except (Interrupted, KeyboardInterrupt):
         sys.stderr.write("stepvar: interrupted; the same command goes on where this one stopped\n")
@@ -238,11 +239,6 @@ def main(
         traceback.print_exc()
         return 1
     return 0
-
-
-def _without_controls(text: str) -> str:
-    """The text without what could steer a terminal; names of files may hold such characters."""
-    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def _who() -> str:

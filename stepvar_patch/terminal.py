@@ -9,7 +9,6 @@ from typing import Annotated, Any, cast
 
 import typer
 from rich.console import Console
-from rich.logging import RichHandler
 
 Overrides = Annotated[
     list[str] | None,
@@ -64,10 +63,31 @@ def say(result: object, text: str, as_json: bool) -> None:
     sys.stdout.write((json.dumps(result, ensure_ascii=False) if as_json else text) + "\n")
 
 
+class TalkHandler(logging.Handler):
+    """Sends records to stderr, above a progress bar, on one line each; a warning only once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._warned: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = printable(record.getMessage())
+        if record.levelno >= logging.WARNING:
+            if text in self._warned:
+                return
+            self._warned.add(text)
+            text = f"{record.levelname.lower()}: {text}"
+        talk.print(text, markup=False, highlight=False)
+
+
+def printable(text: str) -> str:
+    """The text without what could steer a terminal; names of files may hold such characters."""
+    return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def configure_logging(level: int = logging.WARNING) -> None:
     """Sends the library's log to stderr."""
     if not logging.getLogger().handlers:
-        handler = RichHandler(console=talk, show_time=False, show_path=False)
-        logging.basicConfig(format="%(message)s", handlers=[handler])
+        logging.basicConfig(handlers=[TalkHandler()])
     for name in ("infinity", "stepvar_patch"):
         logging.getLogger(name).setLevel(level)

@@ -1,7 +1,8 @@
 """The family's text encoder: flan-T5's encoder through transformers, from a local folder."""
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,8 @@ class T5Encoder:
         try:
             local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
-            model = T5EncoderModel.from_pretrained(folder, dtype=dtype, **local)
+            with _without_progress_bar():
+                model = T5EncoderModel.from_pretrained(folder, dtype=dtype, **local)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"text encoder folder {folder} cannot be loaded: {reason}") from error
@@ -87,3 +89,17 @@ class T5Encoder:
 
     def _masked(self, ids: Tensor, mask: Tensor) -> Tensor:
         return self._model(input_ids=ids, attention_mask=mask).last_hidden_state
+
+
+@contextmanager
+def _without_progress_bar() -> Iterator[None]:
+    """Keeps transformers from drawing its own bar over the caller's."""
+    from transformers.utils import logging as settings
+
+    enabled = settings.is_progress_bar_enabled()
+    settings.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if enabled:
+            settings.enable_progress_bar()

@@ -17,6 +17,7 @@ from infinity.text import load_text_encoder
 from infinity.text.t5 import T5Encoder
 
 CPU = torch.device("cpu")
+F32 = torch.float32
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +50,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def encoder(folder: Path) -> T5Encoder:
     return T5Encoder.from_directory(folder, max_tokens=8, device=CPU, dtype=torch.float32)
+
+
+def test_loading_is_silent(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    load_text_encoder(TextEncoderConfig(kind="t5", width=32, max_tokens=8), folder, CPU, F32)
+    assert capfd.readouterr() == ("", "")
 
 
 def test_one_row_per_token_and_the_end_token_counts(encoder: T5Encoder) -> None:
