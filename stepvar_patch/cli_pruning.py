@@ -30,7 +30,7 @@ def ablate(
         result = run(settings, progress, load_pipeline_of(context))
     command = shlex.join(["stepvar", "ablate", str(config), *(overrides or [])])
     folder, title = Path(settings.output), config.stem
-    lines = write_report(folder, title, result.cells, command)
+    lines = write_report(folder, title, result, command)
     write_plots(folder, expand(settings), lines, title)
     done = f"{result.made} rows in {result.seconds:.0f} s: {folder}"
     summary = {"output": str(folder), "made": result.made, "seconds": result.seconds}

@@ -16,6 +16,7 @@ from infinity.io.ranks import Ranks
 from stepvar_patch.experiments.ablate_draw import Bench
 from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
 from stepvar_patch.experiments.check import CheckedRun, check
+from stepvar_patch.experiments.dry_run import dry_run
 from stepvar_patch.experiments.generate import Progress, versions
 from stepvar_patch.experiments.plan import ImageJob, jobs
 
@@ -56,9 +57,15 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class AblationRows:
-    """The rows of an ablation, by cell in the order of the file, and what this call did."""
+    """The rows of an ablation, by cell in the order of the file, and what this call did.
+
+    Attributes:
+        planned: FLOPs / dense FLOPs of every cell's plan; None where the policy decides as it
+            draws.
+    """
 
     cells: dict[str, list[Row]]
+    planned: dict[str, float | None]
     made: int
     seconds: float
 
@@ -94,7 +101,14 @@ def run(
         raise write_error(folder, error) from error
     with RunLock(folder, Ranks()):
         rows, made = _draw_rows(config, cells, checked, progress, load_pipeline)
-    return AblationRows(cells=rows, made=made, seconds=time.perf_counter() - start)
+    planned = {cell.label: _planned(cell, checked[cell.label]) for cell in cells}
+    seconds = time.perf_counter() - start
+    return AblationRows(cells=rows, planned=planned, made=made, seconds=seconds)
+
+
+def _planned(cell: Cell, checked: CheckedRun) -> float | None:
+    speedup = dry_run(cell.config, checked.model, checked.device.partition(":")[0]).speedup
+    return None if speedup is None else 1 / speedup
 
 
 def _draw_rows(

@@ -60,13 +60,15 @@ class Bench:
         timed = count or self._is_warm(cell.label)
         return [
             {
-                **asdict(compare(picture, original)),
+                **asdict(compared),
                 "ms": picture.ms if timed else None,
                 "dense_ms": original.ms if timed else None,
                 "flops": _own_flops(policy, picture, original),
                 "dense_flops": original.flops,
             }
-            for picture, original in zip(drawn, originals, strict=True)
+            for compared, picture, original in zip(
+                compare(drawn, originals), drawn, originals, strict=True
+            )
         ]
 
     def _originals(

@@ -3,14 +3,14 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, median, quantiles, stdev
 from typing import Any
 
 from infinity.io.files import write_atomic
-from stepvar_patch.experiments.ablate import Row
+from stepvar_patch.experiments.ablate import AblationRows, Row
 from stepvar_patch.experiments.generate import versions
 from stepvar_patch.experiments.tabulate import latex_table, markdown_table
 
@@ -33,7 +33,8 @@ class Line:
         ms: median of the scale loop's time; None where none was taken.
         time_ratio: median over images of time / dense time.
         time_ratio_iqr: distance of its quartiles; None for fewer than two times.
-        flop_ratio: counted operations / dense operations; None where not counted.
+        flop_ratio: counted operations / dense operations, or those of the plan where none were
+            counted; None where the policy decides as it draws, and none were.
     """
 
     cell: str
@@ -49,8 +50,8 @@ class Line:
     flop_ratio: float | None
 
 
-def summarise(cell: str, rows: Sequence[Row]) -> Line:
-    """The line of a cell that has at least one row."""
+def summarise(cell: str, rows: Sequence[Row], planned: float | None) -> Line:
+    """The line of a cell that has at least one row; ``planned`` is the plan's FLOP ratio."""
     timed = [(row.ms, row.dense_ms) for row in rows if row.ms and row.dense_ms]
     ratios = [ms / dense_ms for ms, dense_ms in timed]
     quartiles = quantiles(ratios, n=4) if len(ratios) > 1 else None
@@ -67,25 +68,23 @@ def summarise(cell: str, rows: Sequence[Row]) -> Line:
         ms=median(ms for ms, _ in timed) if timed else None,
         time_ratio=median(ratios) if ratios else None,
         time_ratio_iqr=quartiles[2] - quartiles[0] if quartiles else None,
-        flop_ratio=sum(f for f, _ in counted) / sum(d for _, d in counted) if counted else None,
+        flop_ratio=sum(f for f, _ in counted) / sum(d for _, d in counted) if counted else planned,
     )
 
 
-def write_report(
-    folder: Path, title: str, cells: Mapping[str, Sequence[Row]], command: str
-) -> list[Line]:
+def write_report(folder: Path, title: str, result: AblationRows, command: str) -> list[Line]:
     """Writes ``table.{csv,json,md,tex}`` and gives the lines.
 
     Args:
         folder: exists.
         title: of the tables.
-        cells: label → rows, as many for every cell.
+        result: as many rows for every cell.
         command: that makes these files again.
 
     Raises:
         UserError: a file cannot be written.
     """
-    lines = [summarise(cell, rows) for cell, rows in cells.items()]
+    lines = [summarise(cell, rows, result.planned[cell]) for cell, rows in result.cells.items()]
     record = {"title": title, "command": command, "versions": versions()}
     record["cells"] = [asdict(line) for line in lines]
     texts = {

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -130,15 +131,22 @@ def draw_batch(
     ]
 
 
-def compare(pruned: Drawn, dense: Drawn) -> Comparison:
-    """How a pruned picture differs from the dense one of the same prompt and seed."""
-    agreement = tuple(
-        bit_agreement(pruned.codes[si], codes) if si in pruned.codes else None
-        for si, codes in dense.codes.items()
-    )
-    return Comparison(
-        psnr_db=float(psnr(pruned.image[None], dense.image[None])),
-        ssim=float(ssim(pruned.image[None], dense.image[None])),
-        bit_agreement=agreement,
-        first_divergence=first_divergence(agreement),
-    )
+def compare(pruned: Sequence[Drawn], dense: Sequence[Drawn]) -> list[Comparison]:
+    """How pruned pictures differ from the dense ones of the same prompts and seeds."""
+    images, originals = (torch.stack([one.image for one in batch]) for batch in (pruned, dense))
+    found = []
+    measured = zip(psnr(images, originals).tolist(), ssim(images, originals).tolist(), strict=True)
+    for (psnr_db, similarity), one, original in zip(measured, pruned, dense, strict=True):
+        agreement = tuple(
+            bit_agreement(one.codes[si], codes) if si in one.codes else None
+            for si, codes in original.codes.items()
+        )
+        found.append(
+            Comparison(
+                psnr_db=psnr_db,
+                ssim=similarity,
+                bit_agreement=agreement,
+                first_divergence=first_divergence(agreement),
+            )
+        )
+    return found

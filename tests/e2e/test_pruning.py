@@ -200,7 +200,8 @@ def test_ablate_writes_one_row_per_cell_and_resumes(
     assert main(["ablate", "a.yaml", "flop_images=0", "--json"]) == 0
     again = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert again["made"] == 4
-    assert [cell["flop_ratio"] for cell in again["cells"]] == [None] * 4
+    planned = [cell["flop_ratio"] for cell in again["cells"]]
+    assert planned == pytest.approx([cell["flop_ratio"] for cell in cells.values()], rel=0.05)
     assert again["cells"][1]["psnr_db"] == pytest.approx(half["psnr_db"], abs=0.01)
 
 
