@@ -241,4 +241,7 @@ def _rounded(attribute: str) -> str:
 def _short(text: str) -> str:
     text = "".join(sign if sign.isprintable() else " " for sign in text)
     text = " ".join(text.split())
-    return text if len(text) <= _LABEL_CHARACTERS else f"{text[: _LABEL_CHARACTERS - 1]}…"
+    if len(text) <= _LABEL_CHARACTERS:
+        return text
+    half = _LABEL_CHARACTERS // 2  # arms of one family differ at their ends
+    return f"{text[: half - 1].rstrip()}…{text[-half:]}"
