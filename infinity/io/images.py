@@ -11,6 +11,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from infinity.errors import UserError
 from infinity.io.files import write_atomic
+from infinity.io.strict_json import parse_json
 
 CHUNK = "stepvar"
 """Keyword of the PNG text chunk that holds the provenance as JSON."""
@@ -140,7 +141,7 @@ def read_png(path: Path) -> tuple[Image.Image, Provenance]:
                 raise UserError(f"{path} shows {shown} and is no picture of its own")
             if not isinstance(text, str):
                 raise UserError(f"{path} has no stepvar provenance; it was not made by stepvar")
-            provenance = Provenance.from_json(json.loads(text))
+            provenance = Provenance.from_json(parse_json(text))
             image.load()
             return image.copy(), provenance
     except UnidentifiedImageError as error:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infinity.io.strict_json import parse_json
+
 MAX_ROW_BYTES = 1 << 20
 """Longest line that is taken for a row; a prompt row is at most 64 KiB."""
 
@@ -66,7 +68,7 @@ def parse_row(line: bytes) -> ImageRow | None:
     if not line.endswith(b"\n"):
         return None
     try:
-        row = ImageRow(**json.loads(line))
+        row = ImageRow(**parse_json(line))
         if not _well_formed(row):
             return None
         row.to_line()

@@ -16,14 +16,19 @@ def parse_json(text: str | bytes, *, finite: bool = True) -> Any:
         RecursionError: nested too deep.
     """
     constant = _reject_constant if finite else None
-    return json.loads(text, parse_constant=constant, object_pairs_hook=_object)
+    return json.loads(text, parse_constant=constant, object_pairs_hook=unique_keys)
 
 
 def _reject_constant(name: str) -> float:
     raise ValueError(f"{name} is not JSON")
 
 
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of these pairs, as an ``object_pairs_hook`` of `json.loads`.
+
+    Raises:
+        ValueError: a key that comes twice.
+    """
     value = dict(pairs)
     if len(value) < len(pairs):
         keys = [key for key, _ in pairs]

@@ -1,6 +1,5 @@
 """The embedded model's text encoder: all-MiniLM-L6-v2 token states from int8 shards."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch import Tensor
 from infinity.checkpoint.int8 import expand_state
 from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
+from infinity.io.strict_json import parse_json
 from infinity.text.base import TextFeatures
 
 CONFIG_NAME = "config.json"
@@ -143,7 +143,7 @@ def _read_vocabulary(path: Path) -> list[str]:
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        config: dict[str, Any] = parse_json(path.read_text(encoding="utf-8"))
         valid = isinstance(config["bert"], dict) and isinstance(config["shards"], list)
     except OSError as error:
         raise UserError(

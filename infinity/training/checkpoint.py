@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from infinity.errors import UserError
+from infinity.io.strict_json import parse_json
 
 INDEX = "state.json"
 
@@ -83,7 +84,7 @@ def read_index(folder: Path) -> dict[str, Any]:
         UserError: the folder holds no readable checkpoint.
     """
     try:
-        index: object = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        index: object = parse_json((folder / INDEX).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{folder}: no training checkpoint here ({error}).") from error
     if not isinstance(index, dict):

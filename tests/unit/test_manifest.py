@@ -74,13 +74,16 @@ def test_an_altered_or_missing_image_is_not_finished(two: Path) -> None:
 
 @pytest.mark.parametrize(
     "line",
-    ["", "null", "{}", "[1", '{"id": 1}', "\xff", "[" * 99_999],
-    ids=["empty", "null", "object", "cut", "short", "bytes", "deep"],
+    ["", "null", "{}", "[1", '{"id": 1}', "\xff", "[" * 99_999, '{"id": "a", '],
+    ids=["empty", "null", "object", "cut", "short", "bytes", "deep", "key twice"],
 )
 def test_a_damaged_row_is_dropped(two: Path, line: str) -> None:
     manifest = two / "run.jsonl"
     rows = manifest.read_bytes()
-    manifest.write_bytes(line.encode("latin-1") + b"\n" + rows)
+    data = line.encode("latin-1")
+    if line.endswith(", "):
+        data += rows.partition(b"\n")[0].removeprefix(b"{")
+    manifest.write_bytes(data + b"\n" + rows)
     assert finished(two) == ["a", "b"]
     assert manifest.read_bytes() == rows
 

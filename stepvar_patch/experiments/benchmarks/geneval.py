@@ -10,6 +10,7 @@ from PIL import Image
 from infinity.errors import UserError
 from infinity.io.files import write_atomic
 from infinity.io.prompts import PromptRow
+from infinity.io.strict_json import parse_json
 from stepvar_patch.experiments.benchmarks.layout import copy, open_picture, prompt_row
 
 RELATIONS = ("left of", "right of", "above", "below")
@@ -61,7 +62,7 @@ def checked_metadata(line: str, where: str) -> dict[str, Any]:
         UserError: not an object with ``tag``, ``prompt`` and lists of requirements.
     """
     try:
-        found = json.loads(line)
+        found = parse_json(line)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not a JSON object ({error})") from error
     if not isinstance(found, dict):

@@ -12,6 +12,7 @@ from infinity.errors import UserError
 from infinity.io.files import write_atomic, write_error
 from infinity.io.manifest import ImageRow, read_rows
 from infinity.io.prompts import PromptRow, check_id
+from infinity.io.strict_json import parse_json
 
 _NAMED = 5
 """A complaint names this many missing files and counts the others."""
@@ -143,7 +144,7 @@ def read_json(path: Path) -> Any:
         UserError: missing, or not JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:

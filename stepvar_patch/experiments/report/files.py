@@ -8,6 +8,7 @@ from typing import Any, NoReturn, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from infinity.errors import UserError
+from infinity.io.strict_json import unique_keys
 
 T = TypeVar("T")
 MAX_BYTES = 64 * 2**20
@@ -46,7 +47,11 @@ def read_object(path: Path) -> dict[str, Any]:
     """
     try:
         value = json.loads(
-            read_text(path), parse_constant=_refuse, parse_float=_figure, parse_int=_whole
+            read_text(path),
+            parse_constant=_refuse,
+            parse_float=_figure,
+            parse_int=_whole,
+            object_pairs_hook=unique_keys,
         )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not valid JSON ({error})") from error

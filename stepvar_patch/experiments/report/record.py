@@ -20,9 +20,11 @@ def read_record(path: Path, value: dict[str, Any]) -> Source:
     """What a record has to show: every figure in it, as tables.
 
     Raises:
-        UserError: nested more than 8 deep.
+        UserError: without a command, or nested more than 8 deep.
     """
     commands = value.get("commands", value.get("command"))
+    if not commands:
+        raise UserError(f"{path}: its command is empty; a result must say how it was made")
     environment = value.get("environment", {})
     if not isinstance(environment, dict):
         raise UserError(f"{path}: environment must be an object, not {environment!r:.60}")
