@@ -78,7 +78,6 @@ class Engine:
         self._memory = None
         if mode == "graphs":
             self._memory = Memory(device, self._recordings.clear)
-            self._pool = torch.cuda.graph_pool_handle()
             self._stream = torch.cuda.Stream(device)
 
     @torch.inference_mode()
@@ -159,6 +158,9 @@ class Engine:
             self._seen = [*self._seen[-_MOST_SEEN:], key]
             return None
         del self._recordings[: max(0, len(self._recordings) + 1 - _MOST_RECORDINGS)]
+        if not self._recordings:
+            # The allocator drops a pool with the last recording in it, and takes it no more.
+            self._pool = torch.cuda.graph_pool_handle()
         try:
             recording = Recording(
                 generate,

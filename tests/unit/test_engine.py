@@ -114,3 +114,15 @@ def test_calls_that_wait_for_the_device_are_left_unrecorded() -> None:
     for seed in range(3):
         assert call(engine, (seed, 7), LDPruningPolicy(), None).isfinite().all()
     assert not engine._recordings
+
+
+@pytest.mark.gpu
+def test_calls_are_recorded_again_after_all_recordings_were_dropped() -> None:
+    model = toy_model().requires_grad_(False).set_compute_dtype(torch.bfloat16).to("cuda")
+    engine = Engine(model, mode="graphs")
+    first = [call(engine, (1, 7), DensePolicy(), None) for _ in range(3)][-1]
+    assert engine._memory is not None
+    engine._memory.grown()
+    again = call(engine, (1, 7), DensePolicy(), None)
+    assert len(engine._recordings) == 1
+    assert torch.equal(first, again)
