@@ -183,6 +183,8 @@ def doctor(
         from stepvar_patch.experiments.dry_run import as_text, dry_run
         from stepvar_patch.experiments.sparing import advise
 
+        if card_gib is not None and not 0 < card_gib <= 65_536:
+            raise UserError(f"--card-gib {card_gib} must be above 0 and at most 65536")
         if shape is not None and shape not in PRESETS:
             raise UserError(f"--shape {shape} is unknown; allowed: {', '.join(PRESETS)}")
         settings, checked = load_run(config, overrides or [], PRESETS[shape] if shape else None)

@@ -101,6 +101,8 @@ def read_tokenizer(path: Path) -> LazyState:
     Raises:
         UserError: unreadable or unsafe.
     """
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder; give the tokenizer's own file")
     if path.suffix == ".safetensors":
         return safetensors_state([path])
 

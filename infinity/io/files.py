@@ -19,7 +19,7 @@ _USERS_DISK = {
     errno.EROFS: "the file system is read-only",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
-    errno.ENOENT: "the folder is gone",
+    errno.ENOENT: "its folder does not exist or takes no files",
     errno.ENOTDIR: "a part of its path is not a folder",
     errno.EEXIST: "a file of that name is in the way",
     errno.EISDIR: "a folder of that name is in the way",

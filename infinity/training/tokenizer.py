@@ -17,6 +17,7 @@ from torch import Tensor
 
 from infinity.config import TokenizerConfig
 from infinity.errors import UserError
+from infinity.io.files import check_writable
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.training.budget import Budget, deadline_after
@@ -105,6 +106,7 @@ class TokenizerTrainer:
         self.accelerator: Accelerator = start_accelerator(config.seed)
         self.device = self.accelerator.device
         self.folder = Path(config.output_dir)
+        check_writable(self.folder, "output_dir")
         self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
         self.data = data or load_training_data(config.data, self.device)
         self.grids = scale_schedule(1.0, config.resolution).grids

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from infinity.config import ModelConfig, TextEncoderConfig
 from infinity.errors import UserError
+from infinity.io.files import check_writable
 from infinity.pipeline import InfinityPipeline
 from infinity.schedule import scale_schedule
 from infinity.text import TextEncoder, load_text_encoder
@@ -120,6 +121,7 @@ class TransformerTrainer:
         self.accelerator = start_accelerator(config.seed)
         self.device = self.accelerator.device
         self.folder = Path(config.output_dir)
+        check_writable(self.folder, "output_dir")
         self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
         self.tokenizer = load_tokenizer(config.tokenizer_dir, self.device)
         self.model_config = ModelConfig(

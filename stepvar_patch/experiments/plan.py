@@ -8,7 +8,7 @@ from infinity.config import ModelConfig
 from infinity.errors import UserError
 from infinity.io.manifest import image_name
 from infinity.io.prompts import PromptRow, derived_seed, read_prompts
-from stepvar_patch.experiments.schema import GenerateConfig
+from stepvar_patch.experiments.schema import GenerateConfig, check_device
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +77,14 @@ def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
         Device and dtype.
 
     Raises:
-        UserError: a GPU is asked for that is not there.
+        UserError: no name of a device, or a GPU that is not there.
     """
     import torch
 
+    try:
+        check_device(device or "cpu")
+    except ValueError as error:
+        raise UserError(f"device = {device!r} {error}") from error
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device is None:
         device = "cuda" if gpus else "cpu"

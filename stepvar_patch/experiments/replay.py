@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from infinity.errors import UserError
+from infinity.io.files import check_writable
 from infinity.io.images import Provenance, read_png, write_png
 from infinity.quantize import quantize_int8
 from stepvar_patch.experiments.generate import settings_of, versions
@@ -63,6 +64,8 @@ def replay(
         UserError: not an image of ours, damaged settings, other weights, or a device not there.
     """
     image, provenance = read_png(path)
+    if output is not None:
+        check_writable(output.parent, "--output")
     settings, target = _settings(path, provenance)
     used_device, dtype = resolve_device(device or target.device, target.dtype)
     named = provenance.model
@@ -103,6 +106,7 @@ def replay(
             **settings_of(settings, pipeline),
         ).images[0]
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         here = {**provenance.settings, "device": used_device.partition(":")[0]}
         write_png(output, again, replace(provenance, settings=here, versions=versions()))
     changed = {

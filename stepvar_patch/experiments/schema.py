@@ -19,13 +19,18 @@ Pixels = Annotated[int, Ge(16), Le(8192)]
 Dtype = Literal["float32", "bfloat16"]
 
 
-def _device(text: str) -> str:
+def check_device(text: str) -> str:
+    """The name of a device, as far as names go.
+
+    Raises:
+        ValueError: it is none.
+    """
     if re.fullmatch(r"cpu|cuda(:\d{1,2})?", text) is None:
         raise ValueError("must be cpu, cuda or cuda:N")
     return text
 
 
-Device = Annotated[str, AfterValidator(_device)]
+Device = Annotated[str, AfterValidator(check_device)]
 
 
 @dataclass(frozen=True, kw_only=True)

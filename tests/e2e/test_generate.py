@@ -149,9 +149,29 @@ def test_show_and_replay(work: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "prompt: a blue car\n" in capsys.readouterr().out
     assert stepvar("show", name, "--json") == 0
     assert json.loads(capsys.readouterr().out)["negative_prompt"] == "wheels"
-    assert stepvar("replay", name, "--output", "again.png") == 0
+    assert stepvar("replay", name, "--output", "new/again.png") == 0
     assert "identical pixels" in capsys.readouterr().out
-    assert (work / "again.png").read_bytes() == (work / name).read_bytes()
+    assert (work / "new" / "again.png").read_bytes() == (work / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "told"),
+    [
+        ("--device", "cuda:x", "device = 'cuda:x' must be cpu, cuda or cuda:N"),
+        ("--output", "/proc/x.png", "--output: cannot write into /proc: /proc takes no files"),
+        ("--model", "none", "model: 'none' is neither a file nor a folder"),
+    ],
+)
+def test_replay_names_a_wrong_word_before_it_draws(
+    work: Path, capsys: pytest.CaptureFixture[str], flag: str, value: str, told: str
+) -> None:
+    (work / "p.jsonl").write_text('{"id": "apple", "prompt": "a red apple", "seed": 7}')
+    assert stepvar("generate", "c.yaml") == 0
+    capsys.readouterr()
+    pipeline = FakePipeline()
+    assert stepvar("replay", "out/apple_7.png", flag, value, pipeline=pipeline) == 2
+    assert capsys.readouterr().err.startswith(f"stepvar: {told}")
+    assert pipeline.loads == []
 
 
 def test_replay_tells_a_difference(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,6 +270,7 @@ def test_a_missing_config_or_image_is_code_2(
     assert stepvar("generate", "none.yaml") == 2
     assert stepvar("show", "none.png") == 2
     assert stepvar("replay", "c.yaml") == 2
+    assert stepvar("doctor", "c.yaml", "--card-gib", "nan") == 2
     assert stepvar("generate") == 2
     assert stepvar("convert", "none.pth", "none.pth", "--output", "x") == 2
     assert "Traceback" not in capsys.readouterr().err

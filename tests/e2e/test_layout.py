@@ -174,7 +174,10 @@ def test_a_run_with_too_few_pictures_is_not_exported(
         (["prompts", "hpsv2", "nowhere", "p.jsonl"], "anime.json: cannot be read"),
         (["prompts", "mjhq", "up.json", "p.jsonl"], "id '../up'"),
         (["prompts", "mjhq", "sky.json", "p.txt"], "p.txt: must end with .jsonl"),
-        (["geneval", "nowhere", "--detector", "d", "--clip", "c"], "c: no such folder; give the folder of a CLIP"),
+        (
+            ["geneval", "nowhere", "--detector", "d", "--clip", "c"],
+            "c: no such folder; give the folder of a CLIP",
+        ),
     ],
 )
 def test_a_mistake_is_one_sentence(

@@ -160,7 +160,9 @@ def test_the_folder_is_removed_mid_run(
     assert stepvar(*MANY, pipeline=pipeline) == 2
     err = capsys.readouterr().err.splitlines()[-1]
     assert err.startswith("stepvar: output: ")
-    assert ("removed or replaced" if replaced else "folder is gone") in err or "removed" in err
+    assert (
+        "removed or replaced" if replaced else "folder does not exist"
+    ) in err or "removed" in err
     completes(work, whole)
 
 

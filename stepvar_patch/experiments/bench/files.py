@@ -5,19 +5,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infinity.io.files import write_atomic, write_error
+from infinity.io.files import check_writable, write_atomic, write_error
 
 
 def make_folder(path: Path) -> None:
     """The folder of a file.
 
     Raises:
-        UserError: it cannot be made.
+        UserError: it cannot be made or written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise write_error(path.parent, error) from error
+    check_writable(path.parent, "output")
 
 
 def write_record(path: Path, record: Mapping[str, Any]) -> None:
