@@ -1,12 +1,20 @@
 """``stepvar eval`` and ``stepvar table``: how good pruned pictures are, and what they cost."""
 
+import logging
 import shlex
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from stepvar_patch.terminal import Json, Overrides, load_pipeline_of, say, talk
+from stepvar_patch.terminal import (
+    Json,
+    Overrides,
+    configure_logging,
+    load_pipeline_of,
+    say,
+    talk,
+)
 
 
 def evaluate(
@@ -41,12 +49,13 @@ def table(
     from stepvar_patch.experiments.table_schema import TableConfig, load_published
     from stepvar_patch.progress import RunProgress
 
+    configure_logging(logging.INFO)
     settings = load_config(TableConfig, config, overrides or [])
     published = load_published(settings.published)
     command = shlex.join(["stepvar", "table", str(config), *(overrides or [])])
+    title, text = f"{config.stem}, {settings.model}", ""
     with RunProgress(talk) as progress:
-        result = tables.run(settings, progress, load_pipeline_of(context))
-    title = f"{config.stem}, {settings.model}"
-    text = write_table(settings.folder, title, result, published, command)
+        for result in tables.run(settings, progress, load_pipeline_of(context)):
+            text = write_table(settings.folder, title, result, published, command)
     summary = {"output": str(settings.folder), "rows": tables.as_json(result.rows)}
     say(summary, f"{text}\n{settings.folder}", as_json)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from infinity.errors import UserError
 
-_READERS = min(8, os.cpu_count() or 1)
+_READERS = min(16, os.cpu_count() or 1)
 
 
 def read_picture(path: Path) -> UInt8[Tensor, "h w 3"]:

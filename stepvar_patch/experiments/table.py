@@ -1,7 +1,9 @@
 """``stepvar table``: arms drawn by turns, scored, and put beside what is published."""
 
+import logging
 import re
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.scorers.embedded import METRICS, reference_note
 from stepvar_patch.experiments.scorers.timing import flop_estimate
 from stepvar_patch.experiments.table_schema import TableConfig, table_cells
+
+logger = logging.getLogger(__name__)
 
 _INTERVALS = (
     "± half the 95 % interval, by bootstrap over prompts; of times and speed-ups, half the "
@@ -73,13 +77,18 @@ class TableResult:
     environment: dict[str, Any]
 
 
-def run(table: TableConfig, progress: Progress, load_pipeline: Callable[..., Any]) -> TableResult:
+def run(
+    table: TableConfig, progress: Progress, load_pipeline: Callable[..., Any]
+) -> Iterator[TableResult]:
     """A table, drawing and scoring what its folder does not hold yet.
 
     Args:
         table: the config.
         progress: told of every finished batch.
         load_pipeline: reads the model.
+
+    Yields:
+        The table so far, after every arm that was scored; the last one is complete.
 
     Raises:
         UserError: a mistake in any arm.
@@ -89,7 +98,8 @@ def run(table: TableConfig, progress: Progress, load_pipeline: Callable[..., Any
     if not Path(first.model).exists():
         lacking = {name: Estimate.absent(_lacking(table, name)) for name in columns}
         rows = [TableRow(label=cell.label, images=0, cells=dict(lacking)) for cell in cells]
-        return TableResult(rows=rows, notes=[], environment={})
+        yield TableResult(rows=rows, notes=[], environment={})
+        return
     device, dtype = resolve_device(table.device, table.dtype)
     try:
         table.folder.mkdir(parents=True, exist_ok=True)
@@ -107,8 +117,18 @@ def run(table: TableConfig, progress: Progress, load_pipeline: Callable[..., Any
         raise UserError("arms: two labels give the same folder; use other names")
     drawn = draw_arms(arms, table.images, progress, load_pipeline)
     extra = benchmark_estimates(table, arms, scoring, progress, load_pipeline)
+    machine = environment(torch.device(device))
+    made = {
+        **{name: machine[name] for name in _MACHINE},
+        "dtype": dtype,
+        "batch_size": 1 if device == "cpu" else first.batch_size,
+        "weights": drawn[0].rows[0].weights if drawn[0].rows else None,
+    }
+    prompts = len({row.id for row in drawn[0].rows})
+    notes = [_INTERVALS, f"{len(drawn[0].rows)} pictures per arm, of {prompts} prompts."]
     rows = []
     for arm, pictures in zip(arms, drawn, strict=True):
+        start = time.perf_counter()
         found = evaluate(pictures, None if pictures is drawn[0] else drawn[0], scoring)
         if pictures is drawn[0]:
             found |= {name: _same(found) for name in ("speedup", "loop_speedup", "flops")}
@@ -120,25 +140,18 @@ def run(table: TableConfig, progress: Progress, load_pipeline: Callable[..., Any
         found |= extra[arm.label]
         cells_of = {name: found[name] for name in columns}
         rows.append(TableRow(label=arm.label, images=len(pictures.rows), cells=cells_of))
-    prompts = len({row.id for row in drawn[0].rows})
-    notes = [_INTERVALS, f"{len(drawn[0].rows)} pictures per arm, of {prompts} prompts."]
+        scored = f"{len(rows)} of {len(arms)} arms are scored"
+        logger.info("%s, '%s' in %.1f s", scored, arm.label, time.perf_counter() - start)
+        yield TableResult(
+            rows=[*rows], notes=[*notes, f"Not complete: {scored}."], environment=made
+        )
     if set(columns) & set(METRICS) and not table.files.missing("drawings"):
         notes.append(reference_note(table.files, device))
         for label, found in real_rows(scoring).items():
             kept = {name: found[name] for name in columns if name in found}
             count = max((e.n for e in kept.values()), default=0)
             rows.append(TableRow(label=f"{label}, n = {count}", images=count, cells=kept))
-    machine = environment(torch.device(device))
-    return TableResult(
-        rows=rows,
-        notes=notes,
-        environment={
-            **{name: machine[name] for name in _MACHINE},
-            "dtype": dtype,
-            "batch_size": 1 if device == "cpu" else first.batch_size,
-            "weights": drawn[0].rows[0].weights if drawn[0].rows else None,
-        },
-    )
+    yield TableResult(rows=rows, notes=notes, environment=made)
 
 
 def slug(label: str) -> str:

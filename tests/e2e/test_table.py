@@ -13,8 +13,11 @@ from tiny_model import REPOSITORY, write_tiny_model
 
 from infinity.config import PRESETS
 from stepvar_patch.cli import main
-from stepvar_patch.experiments.arms import Arm, draw_arms
+from stepvar_patch.experiments import table as tables
+from stepvar_patch.experiments.arms import Arm, DrawnArm, draw_arms
 from stepvar_patch.experiments.check import check
+from stepvar_patch.experiments.estimate import Estimate
+from stepvar_patch.experiments.evaluate import Scoring, evaluate
 from stepvar_patch.experiments.loading import load_config
 from stepvar_patch.experiments.schema import GenerateConfig
 from stepvar_patch.experiments.table_schema import (
@@ -112,6 +115,31 @@ def test_a_table_is_resumed_without_drawing_again(work: Path) -> None:
     assert main(["table", "t.yaml", f"arms.random=[pruning={PRUNING}/random.yaml]"]) == 0
     assert Path("out/tiny/stepvar/run.jsonl").read_text().startswith(first)
     assert rows()["random"]["psnr_db"]["n"] == 2
+
+
+def test_a_table_that_is_stopped_while_scoring_has_the_arms_scored_until_then(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scored: list[str] = []
+
+    def stopped(arm: DrawnArm, dense: DrawnArm | None, scoring: Scoring) -> dict[str, Estimate]:
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(arm.label)
+        return evaluate(arm, dense, scoring)
+
+    monkeypatch.setattr(tables, "evaluate", stopped)
+    assert main(["table", "t.yaml", "images=1"]) == 130
+    assert list(rows()) == ["dense", "StepVAR"]
+    record = json.loads(Path("out/tiny/table.json").read_text())
+    assert record["notes"][-1] == "Not complete: 2 of 3 arms are scored."
+    drawn = Path("out/tiny/ld-pruning/run.jsonl").read_text()
+    monkeypatch.undo()
+    monkeypatch.chdir(work)
+    assert main(["table", "t.yaml", "images=1"]) == 0
+    assert list(rows()) == ["dense", "StepVAR", "LD-Pruning"]
+    assert Path("out/tiny/ld-pruning/run.jsonl").read_text() == drawn
+    assert "Not complete" not in Path("out/tiny/table.md").read_text()
 
 
 def test_a_grid_is_crossed_with_every_arm(work: Path) -> None:

@@ -70,14 +70,18 @@ def resampled_frechet_distances(
         covariance: likewise.
         weights: how often each resample has each row; resamples of fewer than two are left out.
     """
-    rows = x.double()
+    rows = x.double() - mean.double()
     w = torch.from_numpy(weights).to(rows)
-    found = []
-    for one in w[w.sum(1) >= 2]:
-        total = one.sum()
-        centre = one @ rows / total
-        spread = (rows - centre) * one[:, None].sqrt()
-        found.append(frechet_distance(centre, spread.T @ spread / (total - 1), mean, covariance))
+    w = w[w.sum(1) >= 2]
+    totals = w.sum(1)
+    centres = w @ rows / totals[:, None]
+    moments = torch.einsum("rn,nk,nl->rkl", w, rows, rows)
+    spreads = moments - totals[:, None, None] * centres[:, :, None] * centres[:, None, :]
+    covariances = spreads / (totals - 1)[:, None, None]
+    root = _root(covariance.double())
+    values = torch.linalg.eigvalsh(root @ covariances @ root).clamp_min(0)
+    traces = covariances.diagonal(dim1=1, dim2=2).sum(1) + covariance.double().trace()
+    found: list[float] = (centres.square().sum(1) + traces - 2 * values.sqrt().sum(1)).tolist()
     return found
 
 
