@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -10,49 +9,19 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from infinity.io.files import remove_temporary, write_atomic, write_error
 from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
 from stepvar_patch.experiments.ablate_draw import Bench
+from stepvar_patch.experiments.ablate_rows import ROWS, Row, append_rows, finished_rows
 from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
+from stepvar_patch.experiments.bench.environment import machine
 from stepvar_patch.experiments.check import CheckedRun, check
 from stepvar_patch.experiments.dry_run import dry_run
 from stepvar_patch.experiments.generate import Progress, versions
 from stepvar_patch.experiments.plan import ImageJob, jobs
-
-ROWS = "rows.jsonl"
-"""One line per cell and image: what is finished."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """One cell's picture of one prompt, against the dense one that was drawn just before.
-
-    Attributes:
-        key: of everything that decides the row; a row with another key is of another ablation.
-        cell: label.
-        id: of the prompt row.
-        seed: of the image.
-        ms: of the scale loop; None where operations were counted instead, and for the first batch
-            on a GPU. In a batch every picture has its share.
-        dense_ms: of the dense run's, in the same minute on the same machine.
-        flops: of the scale loop, counted while it ran; None where not counted. The oracle's own
-            dense run is taken off: it stands for a perfect score that costs nothing.
-        dense_flops: likewise.
-    """
-
-    key: str
-    cell: str
-    id: str
-    seed: int
-    psnr_db: float
-    ssim: float
-    bit_agreement: tuple[float | None, ...]
-    first_divergence: int | None
-    ms: float | None
-    dense_ms: float | None
-    flops: int | None
-    dense_flops: int | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,10 +31,12 @@ class AblationRows:
     Attributes:
         planned: FLOPs / dense FLOPs of every cell's plan; None where the policy decides as it
             draws.
+        environment: machine, precision and weights of the first cell.
     """
 
     cells: dict[str, list[Row]]
     planned: dict[str, float | None]
+    environment: dict[str, Any]
     made: int
     seconds: float
 
@@ -102,8 +73,18 @@ def run(
     with RunLock(folder, Ranks()):
         rows, made = _draw_rows(config, cells, checked, progress, load_pipeline)
     planned = {cell.label: _planned(cell, checked[cell.label]) for cell in cells}
-    seconds = time.perf_counter() - start
-    return AblationRows(cells=rows, planned=planned, made=made, seconds=seconds)
+    first = checked[cells[0].label]
+    return AblationRows(
+        cells=rows,
+        planned=planned,
+        environment={
+            **machine(torch.device(first.device)),
+            "dtype": first.dtype,
+            "weights": first.digest,
+        },
+        made=made,
+        seconds=time.perf_counter() - start,
+    )
 
 
 def _planned(cell: Cell, checked: CheckedRun) -> float | None:
@@ -123,7 +104,7 @@ def _draw_rows(
     remove_temporary(folder)
     settings = json.dumps(asdict(config), ensure_ascii=False, indent=1).encode()
     write_atomic(folder / "config.json", lambda file: file.write(settings))
-    finished = _finished(folder / ROWS)
+    finished = finished_rows(folder / ROWS)
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         groups.setdefault(_model_key(cell, checked[cell.label]), []).append(cell)
@@ -154,7 +135,7 @@ def _draw_rows(
                     row = Row(key=key, cell=cell.label, id=job.row.id, seed=job.seed, **values)
                     found[index] = job, key, row
                     fresh.append(row)
-                _append(folder / ROWS, fresh)
+                append_rows(folder / ROWS, fresh)
                 progress.advance(len(fresh))
             bench.forget()
     for name, found in tasks.items():
@@ -213,30 +194,3 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> 
         "versions": versions(),
     }
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:24]
-
-
-def _finished(path: Path) -> dict[str, Row]:
-    """Rows by key; a half-written last line is no row."""
-    found = {}
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else ():
-        try:
-            row = Row(**json.loads(line)) if line.endswith(b"\n") else None
-        except (ValueError, TypeError, RecursionError):
-            continue
-        if row is not None:
-            found[row.key] = row
-    return found
-
-
-def _append(path: Path, rows: Sequence[Row]) -> None:
-    lines = (json.dumps(asdict(row), ensure_ascii=False, allow_nan=False) for row in rows)
-    text = "".join(f"{line}\n" for line in lines)
-    try:
-        with path.open("ab") as file:
-            if file.tell() and path.read_bytes()[-1:] != b"\n":
-                text = "\n" + text
-            file.write(text.encode())
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        raise write_error(path, error) from error

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -10,9 +9,9 @@ from statistics import fmean, median, quantiles, stdev
 from typing import Any
 
 from infinity.io.files import write_atomic
-from stepvar_patch.experiments.ablate import AblationRows, Row
-from stepvar_patch.experiments.generate import versions
-from stepvar_patch.experiments.tabulate import latex_table, markdown_table
+from stepvar_patch.experiments.ablate import AblationRows
+from stepvar_patch.experiments.ablate_rows import Row
+from stepvar_patch.experiments.tabulate import latex_table, markdown_table, rows_json
 
 LAST_SCALES = 4
 """The printed tables show the bit agreement of this many last scales; CSV and JSON have all."""
@@ -85,11 +84,15 @@ def write_report(folder: Path, title: str, result: AblationRows, command: str) -
         UserError: a file cannot be written.
     """
     lines = [summarise(cell, rows, result.planned[cell]) for cell, rows in result.cells.items()]
-    record = {"title": title, "command": command, "versions": versions()}
-    record["cells"] = [asdict(line) for line in lines]
+    record = {
+        "title": title,
+        "command": command,
+        "environment": result.environment,
+        "cells": [_rounded(asdict(line)) for line in lines],
+    }
     texts = {
         "table.csv": _csv(lines),
-        "table.json": json.dumps(record, ensure_ascii=False, indent=1) + "\n",
+        "table.json": rows_json(record),
         "table.md": markdown(lines, title, command),
         "table.tex": latex(lines, title),
     }
@@ -146,6 +149,15 @@ def _csv(lines: Sequence[Line]) -> str:
         values: dict[str, Any] = asdict(line)
         writer.writerow([*(values[name] for name in names), *line.bit_agreement])
     return out.getvalue()
+
+
+def _rounded(value: Any) -> Any:
+    """Numbers with six digits."""
+    if isinstance(value, dict):
+        return {name: _rounded(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [_rounded(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

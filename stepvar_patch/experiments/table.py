@@ -13,7 +13,7 @@ import torch
 from infinity.errors import UserError
 from infinity.io.files import write_error
 from stepvar_patch.experiments.arms import Arm, draw_arms, plain_config
-from stepvar_patch.experiments.bench.environment import environment
+from stepvar_patch.experiments.bench.environment import machine
 from stepvar_patch.experiments.benchmarks.columns import benchmark_estimates
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.estimate import Estimate, compact
@@ -43,8 +43,6 @@ _NEEDS = {
     "lpips": ("lpips_backbone", "lpips_heads"),
 }
 """Column → `MetricFiles` that it is computed with."""
-
-_MACHINE = ("time", "cpu", "gpu", "python", "torch", "commit", "dirty", "code_sha256")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,9 +115,8 @@ def run(
         raise UserError("arms: two labels give the same folder; use other names")
     drawn = draw_arms(arms, table.images, progress, load_pipeline)
     extra = benchmark_estimates(table, arms, scoring, progress, load_pipeline)
-    machine = environment(torch.device(device))
     made = {
-        **{name: machine[name] for name in _MACHINE},
+        **machine(torch.device(device)),
         "dtype": dtype,
         "batch_size": 1 if device == "cpu" else first.batch_size,
         "weights": drawn[0].rows[0].weights if drawn[0].rows else None,

@@ -2,17 +2,15 @@
 
 import csv
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from infinity.io.files import write_atomic
 from stepvar_patch.experiments.estimate import NO_DENSE, Estimate
 from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.table import TableResult, TableRow, as_json
 from stepvar_patch.experiments.table_schema import COLUMNS, PublishedRow
-from stepvar_patch.experiments.tabulate import latex_table, markdown_table
+from stepvar_patch.experiments.tabulate import latex_table, markdown_table, rows_json
 
 
 def write_table(
@@ -53,7 +51,7 @@ def write_table(
         "table.md": text,
         "table.tex": tex,
         "table.csv": _csv(result.rows, published),
-        "table.json": _json(record),
+        "table.json": rows_json(record),
     }
     for name, content in files.items():
         write_atomic(folder / name, lambda file, data=content: file.write(data.encode()))
@@ -129,21 +127,6 @@ def _published_cells(published: Sequence[PublishedRow]) -> list[list[str]]:
         for row in published
     ]
     return [head, *lines]
-
-
-def _json(record: dict[str, Any]) -> str:
-    """One line per row, so that changes of a table can be read."""
-
-    def line(value: object) -> str:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-
-    def lines(value: object) -> str:
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            return "[\n" + ",\n".join(map(line, value)) + "\n]"
-        return line(value)
-
-    parts = [f"{line(name)}: {lines(value)}" for name, value in record.items()]
-    return "{\n" + ",\n".join(parts) + "\n}\n"
 
 
 def _csv(rows: Sequence[TableRow], published: Sequence[PublishedRow]) -> str:

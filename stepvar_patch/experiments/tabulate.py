@@ -1,6 +1,8 @@
-"""Cells of text as Markdown and LaTeX tables."""
+"""Cells of text as Markdown and LaTeX tables, records as JSON."""
 
+import json
 from collections.abc import Sequence
+from typing import Any
 
 _TEX = {
     **{sign: rf"\{sign}" for sign in "&%$#_{}"},
@@ -33,3 +35,18 @@ def latex_table(rows: Sequence[Sequence[str]], title: str) -> str:
 def tex(text: str) -> str:
     """The text with LaTeX's special characters written out."""
     return "".join(_TEX.get(sign, sign) for sign in text)
+
+
+def rows_json(record: dict[str, Any]) -> str:
+    """One line per row, so that changes of a table can be read."""
+
+    def line(value: object) -> str:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+    def lines(value: object) -> str:
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            return "[\n" + ",\n".join(map(line, value)) + "\n]"
+        return line(value)
+
+    parts = [f"{line(name)}: {lines(value)}" for name, value in record.items()]
+    return "{\n" + ",\n".join(parts) + "\n}\n"

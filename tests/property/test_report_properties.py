@@ -51,7 +51,12 @@ METRICS = {
     "fid": {"value": None, "missing": "missing: a file"},
 }
 RESULTS: list[dict[str, Any]] = [
-    {"title": "t", "command": "c", "cells": [CELL, {**CELL, "cell": "b"}], "versions": {"a": "1"}},
+    {
+        "title": "t",
+        "command": "c",
+        "cells": [CELL, {**CELL, "cell": "b"}],
+        "environment": {},
+    },
     {"format": "stepvar-bench/1", "command": "c", "environment": {"gpu": None}, "rows": [ROW, ROW]},
     {"command": "c", "runs": {"dense": METRICS, "pruned": METRICS}},
     {"title": "t", "command": "c", "rows": [{"label": "x", "images": 2, "cells": METRICS}]},

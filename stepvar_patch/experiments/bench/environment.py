@@ -44,6 +44,13 @@ def environment(device: torch.device) -> dict[str, Any]:
     }
 
 
+def machine(device: torch.device) -> dict[str, Any]:
+    """The part of :func:`environment` that a table of results needs."""
+    names = ("time", "cpu", "gpu", "python", "torch", "commit", "dirty", "code_sha256")
+    found = environment(device)
+    return {name: found[name] for name in names}
+
+
 def gpu_state(device: torch.device) -> dict[str, str] | None:
     """Driver, clocks, power and temperature as nvidia-smi tells them; None without it or a GPU."""
     if device.type != "cuda":

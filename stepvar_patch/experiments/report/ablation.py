@@ -15,7 +15,7 @@ class _File:
     title: str
     command: str
     cells: tuple[Line, ...]
-    versions: dict[str, str] = field(default_factory=dict)
+    environment: dict[str, str | int | bool | None] = field(default_factory=dict)
 
 
 def is_ablation(value: dict[str, Any]) -> bool:
@@ -45,7 +45,7 @@ def read_ablation(path: Path, value: dict[str, Any]) -> Source:
         summary=f"{len(file.cells)} variants against the dense pictures of the same seeds, "
         f"{file.cells[0].images} images each.",
         commands=(file.command,),
-        environment=file.versions,
+        environment={name: str(value) for name, value in file.environment.items()},
         arms=tuple(map(_arm, file.cells)),
         profiles=(Profile(title="share of bits equal to dense", lines=bits),),
         tables=(Table(title="", head=head, rows=rows),),
