@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from numbers import Real
 
 from infinity.config import SamplingDefaults
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
 from infinity.sampling.loop import SamplingSettings
 from infinity.transformer.stack import Guidance
 
@@ -33,7 +33,7 @@ def resolve_settings(
         guidance_layers: 0 combines logits, ``-k`` combines the output of the k-th last block.
 
     Raises:
-        UserError: any of these is out of range.
+        Mistakes: all that are out of range.
     """
     if guidance_scale is None:
         guidance_scale = defaults.guidance_scale
@@ -42,22 +42,29 @@ def resolve_settings(
     top_k = defaults.top_k if top_k is None else top_k
     top_p = defaults.top_p if top_p is None else top_p
     layers = tuple(defaults.guidance_layers if guidance_layers is None else guidance_layers)
+    found: list[str] = []
+    guidance_scales = temperatures = (1.0,)
+    with collecting(found):
+        guidance_scales = _per_scale("guidance_scale", guidance_scale, scales)
+    with collecting(found):
+        temperatures = _per_scale("temperature", temperature, scales)
+    if min(temperatures) <= 0:
+        found.append(
+            f"temperature is {min(temperatures)}; allowed: numbers above 0 (top_k=1 is greedy)"
+        )
     if top_k < 0:
-        raise UserError(f"top_k is {top_k}; allowed: 0 (off) or a positive integer")
+        found.append(f"top_k is {top_k}; allowed: 0 (off) or a positive integer")
     if not 0 <= top_p <= 1:
-        raise UserError(f"top_p is {top_p}; allowed: a number in [0, 1], 0 = off")
+        found.append(f"top_p is {top_p}; allowed: a number in [0, 1], 0 = off")
     if not layers or any(layer > 0 or layer <= -depth for layer in layers):
-        raise UserError(
+        found.append(
             f"guidance_layers is {list(layers)}; allowed: 0 for the logits and "
             f"-1 … -{depth - 1} for the last {depth - 1} blocks, at least one"
         )
-    temperatures = _per_scale("temperature", temperature, scales)
-    if min(temperatures) <= 0:
-        raise UserError(
-            f"temperature is {min(temperatures)}; allowed: numbers above 0 (top_k=1 is greedy)"
-        )
+    if found:
+        raise Mistakes(found)
     return SamplingSettings(
-        guidance_scale=_per_scale("guidance_scale", guidance_scale, scales),
+        guidance_scale=guidance_scales,
         temperature=temperatures,
         top_k=top_k,
         top_p=top_p,

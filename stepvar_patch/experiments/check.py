@@ -10,6 +10,7 @@ from infinity.config import PRESETS, ModelConfig
 from infinity.errors import Mistakes, UserError, collecting
 from infinity.io.files import check_writable
 from infinity.io.prompts import count_prompts
+from infinity.picture import picture_schedule
 from stepvar_patch.experiments.loading import Draft, read_config
 from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.problems import find_problems, parse
@@ -155,8 +156,9 @@ def _misfits(config: GenerateConfig, model: ModelConfig) -> list[str]:
         with collecting(found):
             _check_shape(config, model)
     with collecting(found):
-        schedule = policy_request(model, config).schedule
-        sampling_settings(config, model, schedule)
+        policy_request(model, config)
+    with collecting(found):
+        sampling_settings(config, model, picture_schedule(model))
     with collecting(found):
         resolve_pruning(config, model)
     return found

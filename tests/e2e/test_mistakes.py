@@ -118,3 +118,13 @@ def test_links_and_files_in_the_way_of_folders(
         "output: link is a link that leads nowhere; give a folder",
         "text_cache: file is a file; give a folder",
     ]
+
+
+def test_settings_that_the_model_cannot_take(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("guidance_scale=[1,2]", "temperature=[1]", "guidance_layers=[-99]")
+    found = told(capsys, *words, "height=64", "width=64")
+    assert [one.split(" ")[0] for one in found] == [
+        *("height", "guidance_scale", "temperature", "guidance_layers")
+    ]
