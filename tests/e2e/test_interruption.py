@@ -68,7 +68,7 @@ def test_killed_at_random_moments_it_resumes_to_the_same_bytes(work: Path) -> No
     assert stepvar(*LONG) == 0
     os.rename("out", "whole")
     dice = random.Random()
-    for kill in range(9):
+    for kill in range(5):
         process = start(work, 0.02)
         if kill % 3:
             wait_for_progress(process, work / "out" / "run.jsonl")

