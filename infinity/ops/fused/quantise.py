@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinity.ops.fused.residual_norm import FP8, Quantised, quantise_rows
-from infinity.ops.fused.support import kernel, overlaps, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable
 
 
 def reference(x: Float[Tensor, "total width"], *, gelu: bool) -> Quantised:
@@ -28,8 +28,6 @@ def quantise(x: Float[Tensor, "total width"], *, gelu: bool = False) -> Quantise
         width,
         GELU=gelu,
         BLOCK=block,
-        OVERLAP=overlaps(x.device),
-        launch_pdl=overlaps(x.device),
         num_warps=_warps(block),
     )
     return Quantised(values, scale)
@@ -41,7 +39,6 @@ def _warps(block: int) -> int:
 
 if triton is not None:
     import triton.language as tl
-    from triton.language.extra.cuda import gdc_wait
 
     @kernel
     def _quantise_kernel(
@@ -51,12 +48,9 @@ if triton is not None:
         width,
         GELU: tl.constexpr,
         BLOCK: tl.constexpr,
-        OVERLAP: tl.constexpr,
     ):
         token = tl.program_id(0).to(tl.int64)
         c = tl.arange(0, BLOCK)
-        if OVERLAP:
-            gdc_wait()
         inside = c < width
         x = tl.load(x_ptr + token * width + c, mask=inside, other=0.0).to(tl.float32)
         if GELU:

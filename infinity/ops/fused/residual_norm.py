@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinity.ops.fused.support import kernel, overlaps, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
@@ -157,8 +157,6 @@ def residual_norm(
         num_warps=4 if block <= 2048 else 8,
         # A fused multiply-add would round otherwise than the same steps taken one by one.
         enable_fp_fusion=False,
-        OVERLAP=overlaps(x.device),
-        launch_pdl=overlaps(x.device),
     )
     if affine is None:
         return stream, None
@@ -167,7 +165,6 @@ def residual_norm(
 
 if triton is not None:
     import triton.language as tl
-    from triton.language.extra.cuda import gdc_wait
 
     @kernel
     def _residual_norm_kernel(
@@ -193,13 +190,10 @@ if triton is not None:
         QUANTISE: tl.constexpr,
         TOKENS: tl.constexpr,
         BLOCK: tl.constexpr,
-        OVERLAP: tl.constexpr,
     ):
         first = tl.program_id(0).to(tl.int64) * TOKENS
         c = tl.arange(0, BLOCK)
         inside = c < width
-        if OVERLAP:
-            gdc_wait()
         row = tl.load(ids_ptr + first).to(tl.int64) if HAS_IDS else first // per_row
         if HAS_GATE:
             gate = tl.load(gate_ptr + row * gate_stride + c, mask=inside, other=0.0)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from infinity.ops.fused.residual_norm import RowsOf
-from infinity.ops.fused.support import kernel, overlaps, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable
 
 
 @dataclass(frozen=True)
@@ -114,8 +114,6 @@ def rotate_and_cache(
         HAS_SLOTS=slots.ids is not None,
         BLOCK_H=power_of_two(heads),
         BLOCK_K=power_of_two(dim),
-        OVERLAP=overlaps(qkv.device),
-        launch_pdl=overlaps(qkv.device),
         num_warps=4,
     )
     return q
@@ -123,7 +121,6 @@ def rotate_and_cache(
 
 if triton is not None:
     import triton.language as tl
-    from triton.language.extra.cuda import gdc_wait
 
     @kernel
     def _turned(x, factor, cos, sin, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr):
@@ -156,11 +153,8 @@ if triton is not None:
         HAS_SLOTS: tl.constexpr,
         BLOCK_H: tl.constexpr,
         BLOCK_K: tl.constexpr,
-        OVERLAP: tl.constexpr,
     ):
         token = tl.program_id(0).to(tl.int64)
-        if OVERLAP:
-            gdc_wait()
         row = tl.load(ids_ptr + token).to(tl.int64) if HAS_IDS else token // per_row
         entry = tl.load(slot_ptr + token).to(tl.int64) if HAS_SLOTS else start + token % per_row
         h = tl.arange(0, BLOCK_H)

@@ -19,14 +19,6 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @lru_cache
-def overlaps(device: torch.device) -> bool:
-    """Whether a kernel may be launched while the one before it still runs, to wait for it on the
-    device (programmatic dependent launch).
-    """
-    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)
-
-
-@lru_cache
 def why_not(device: torch.device) -> str | None:
     """None if the kernels run on ``device``, else the reason why they do not."""
     if triton is None:

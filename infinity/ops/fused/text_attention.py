@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from infinity.ops.fused.support import kernel, overlaps, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable
 
 
 def reference(
@@ -67,15 +67,12 @@ def text_attention(
         BLOCK_K=max(16, power_of_two(dim)),
         num_warps=8 if block_q == 128 else 4,
         num_stages=2,
-        OVERLAP=overlaps(q.device),
-        launch_pdl=overlaps(q.device),
     )
     return out
 
 
 if triton is not None:
     import triton.language as tl
-    from triton.language.extra.cuda import gdc_wait
 
     @kernel
     def _text_attention_kernel(
@@ -90,11 +87,8 @@ if triton is not None:
         BLOCK_Q: tl.constexpr,
         BLOCK_T: tl.constexpr,
         BLOCK_K: tl.constexpr,
-        OVERLAP: tl.constexpr,
     ):
         head, row = tl.program_id(1), tl.program_id(2)
-        if OVERLAP:
-            gdc_wait()
         q_start, q_end = tl.load(cu_q_ptr + row), tl.load(cu_q_ptr + row + 1)
         first = q_start + tl.program_id(0) * BLOCK_Q
         if first < q_end:
