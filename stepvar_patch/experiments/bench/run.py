@@ -100,7 +100,8 @@ class _Bench:
 
     def prepare(self) -> None:
         """Loads, looks at and warms up every row."""
-        for row in self.rows:
+        # Large batches first: memory that grows later costs recorded calls their graphs.
+        for row in sorted(self.rows, key=lambda row: -row.batch_size):
             with self._attempt(row):
                 pipeline = self.models.pipeline(row.arm)
                 drawer = Drawer(row.arm, row.batch_size, self.config, pipeline)
@@ -125,11 +126,14 @@ class _Bench:
             progress.advance(1)
 
     def kernels(self) -> None:
-        """One profiled draw of the arms that are to be looked into."""
+        """One profiled draw, and one with all its stages, of the arms that are looked into."""
         for row in self._first_of_arms():
             if row.arm.label in self.config.kernels:
                 with self._attempt(row):
-                    row.kernels = kernel_table(self.drawers[id(row)].draw, self.device)
+                    drawer = self.drawers[id(row)]
+                    row.kernels = kernel_table(drawer.draw, self.device)
+                    if self.device.type == "cuda":
+                        row.stages_inside = drawer.stages_inside()
 
     def first_images(self) -> None:
         """A fresh process per arm."""
