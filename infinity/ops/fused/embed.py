@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable, warps_of
 
 
 def reference(
@@ -25,9 +25,9 @@ def with_level(
         return reference(x, level, copies)
     x = x.contiguous()
     images, n, width = x.shape
-    out = torch.empty(copies * images, n, width, device=x.device)
+    out, block = torch.empty(copies * images, n, width, device=x.device), power_of_two(width)
     _embed_kernel[(images * n,)](
-        x, level, out, x.numel(), width, COPIES=copies, BLOCK=power_of_two(width), num_warps=4
+        x, level, out, x.numel(), width, COPIES=copies, BLOCK=block, num_warps=warps_of(block)
     )
     return out
 

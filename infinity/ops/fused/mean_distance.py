@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable, warps_of
 
 TOGETHER = 8
 """Tokens of a program, which share the row's vectors."""
@@ -68,9 +68,9 @@ def distance(
 ) -> Float[Tensor, "b n"]:
     """Squared distance of every token to its row's ``centre``; as :func:`mean_token`."""
     rows, n, width = x.shape
-    out = x.new_empty(rows, n)
+    out, block = x.new_empty(rows, n), power_of_two(width)
     _distance_kernel[(-(-n // TOGETHER), rows)](
-        x, centre, out, n, width, TOGETHER=TOGETHER, BLOCK=power_of_two(width), num_warps=4
+        x, centre, out, n, width, TOGETHER=TOGETHER, BLOCK=block, num_warps=warps_of(block)
     )
     return out
 

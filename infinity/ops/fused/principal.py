@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infinity.ops.fused.mean_distance import TOGETHER, distance, mean_token, weighted_sum
-from infinity.ops.fused.support import kernel, power_of_two, triton
+from infinity.ops.fused.support import kernel, power_of_two, triton, warps_of
 
 
 def first_direction(
@@ -52,7 +52,7 @@ def projection_length(
 
 def _projected(x: Tensor, mean: Tensor, direction: Tensor, absolute: bool) -> Tensor:
     rows, n, width = x.shape
-    out = x.new_empty(rows, n)
+    out, block = x.new_empty(rows, n), power_of_two(width)
     _project_kernel[(-(-n // TOGETHER), rows)](
         x,
         mean,
@@ -62,8 +62,8 @@ def _projected(x: Tensor, mean: Tensor, direction: Tensor, absolute: bool) -> Te
         width,
         ABSOLUTE=absolute,
         TOGETHER=TOGETHER,
-        BLOCK=power_of_two(width),
-        num_warps=4,
+        BLOCK=block,
+        num_warps=warps_of(block),
     )
     return out
 

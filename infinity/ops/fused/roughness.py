@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable, warps_of
 
 _STRIP = 8
 
@@ -31,9 +31,9 @@ def roughness(x: Float[Tensor, "b n width"], grid: tuple[int, int]) -> Float[Ten
     x = x.contiguous()
     rows, n, width = x.shape
     h, w = grid
-    out = x.new_empty(rows, n)
+    out, block = x.new_empty(rows, n), power_of_two(width)
     _roughness_kernel[(-(-w // _STRIP), h, rows)](
-        x, out, h, w, width, STRIP=_STRIP, BLOCK=power_of_two(width), num_warps=4
+        x, out, h, w, width, STRIP=_STRIP, BLOCK=block, num_warps=warps_of(block)
     )
     return out
 

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable, warps_of
 
 
 def take(x: Float[Tensor, "b n width"], indices: Int64[Tensor, " total"]) -> Tensor:
@@ -21,9 +21,9 @@ def take(x: Float[Tensor, "b n width"], indices: Int64[Tensor, " total"]) -> Ten
         row = torch.arange(len(indices), device=x.device) // per_row
         return x.reshape(rows * n, width).index_select(0, row * n + indices)
     x = x.contiguous()
-    out = x.new_empty(len(indices), width)
+    out, block = x.new_empty(len(indices), width), power_of_two(width)
     _take_kernel[(len(indices),)](
-        x, indices, out, n, width, per_row, BLOCK=power_of_two(width), num_warps=4
+        x, indices, out, n, width, per_row, BLOCK=block, num_warps=warps_of(block)
     )
     return out
 
@@ -68,7 +68,7 @@ def area_filled(
         return area_filled_reference(before, fresh, places, old, grid, old_grid)
     before, old = before.contiguous(), old.contiguous()
     rows, n, width = before.shape
-    out = torch.empty_like(before)
+    out, block = torch.empty_like(before), power_of_two(width)
     _area_filled_kernel[(n, rows)](
         before,
         fresh,
@@ -80,8 +80,8 @@ def area_filled(
         len(fresh) // rows,
         *grid,
         *old_grid,
-        BLOCK=power_of_two(width),
-        num_warps=4,
+        BLOCK=block,
+        num_warps=warps_of(block),
         # A fused multiply-add would round otherwise than the same steps taken one by one.
         enable_fp_fusion=False,
     )
