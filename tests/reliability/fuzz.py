@@ -41,7 +41,7 @@ class Targets:
     def __init__(self, folder: Path) -> None:
         from PIL import Image
 
-        from infinity.checkpoint import directory, lazy, official
+        from infinity.checkpoint import directory, infer, lazy, official
         from infinity.io import images, prompts, rows
         from infinity.io.manifest import RunFolder
         from infinity.text import minilm
@@ -51,6 +51,7 @@ class Targets:
         self.folder = folder
         self._prompts, self._rows, self._images = prompts, rows, images
         self._directory, self._lazy, self._official = directory, lazy, official
+        self._infer = infer
         self._loading, self._schema, self._replay = loading, schema, replay
         self._minilm, self._checkpoint, self._run_folder = minilm, checkpoint, RunFolder
         self._base = folder / "base.yaml"
@@ -64,18 +65,23 @@ class Targets:
         path.write_bytes(data)
         return path
 
+    def _prompt_file(self, path: Path) -> None:
+        rows = 0
+        with contextlib.suppress(UserError):
+            for row in self._prompts.read_prompts(path):
+                json.dumps(row.extra).encode()
+                assert (self.folder / f"{row.id}_1.png").parent == self.folder
+                rows += 1
+        assert self._prompts.count_prompts(path) == rows
+
     def prompts_txt(self, data: bytes) -> None:
-        for _ in self._prompts.read_prompts(self._file("p.txt", data)):
-            pass
+        self._prompt_file(self._file("p.txt", data))
 
     def prompts_jsonl(self, data: bytes) -> None:
-        for row in self._prompts.read_prompts(self._file("p.jsonl", data)):
-            json.dumps(row.extra).encode()
-            assert (self.folder / f"{row.id}_1.png").parent == self.folder
+        self._prompt_file(self._file("p.jsonl", data))
 
     def prompts_csv(self, data: bytes) -> None:
-        for row in self._prompts.read_prompts(self._file("p.csv", data)):
-            assert (self.folder / f"{row.id}_1.png").parent == self.folder
+        self._prompt_file(self._file("p.csv", data))
 
     def config_yaml(self, data: bytes) -> None:
         path = self._file("c.yaml", data)
@@ -112,6 +118,9 @@ class Targets:
         state = self._lazy.safetensors_state([self._file("x.safetensors", data)])
         for key in state:
             state[key].nbytes  # noqa: B018
+        for infer in (self._infer.infer_transformer, self._infer.infer_tokenizer):
+            with contextlib.suppress(UserError):
+                infer(state.shapes, self.folder)
 
     def pickle(self, data: bytes) -> None:
         self._lazy.load_pickle(self._file("x.pth", data))

@@ -30,7 +30,7 @@ from infinity.io.files import TEMPORARY_PREFIX
 from infinity.io.manifest import read_rows
 from stepvar_patch.cli import main
 
-WORDS = ["generate", "c.yaml", "images_per_prompt=8"]
+WORDS = ["generate", "c.yaml", "images_per_prompt=8", "preview=true"]
 CALLS = ("fsync", "replace", "ftruncate", "pwrite", "unlink", "open", "chmod")
 
 
