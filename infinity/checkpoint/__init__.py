@@ -6,6 +6,7 @@ from infinity.checkpoint.directory import (
     load_model_config,
     official_digest,
     read_state,
+    source_digest,
     text_encoder_folder,
 )
 from infinity.checkpoint.load import load_into
@@ -22,5 +23,6 @@ __all__ = [
     "open_official",
     "read_state",
     "save_model_directory",
+    "source_digest",
     "text_encoder_folder",
 ]

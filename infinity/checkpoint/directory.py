@@ -85,21 +85,32 @@ def text_encoder_folder(folder: Path) -> Path | None:
 def digest(path: Path) -> str:
     """sha256 that identifies the weights: of a model directory from its manifest, else by content.
 
-    A directory that was converted without changing a value has the digest of its source, so that
-    a picture can be replayed from either; it loses it with any change to its config or files.
-
     Raises:
         UserError: unreadable.
     """
     if not (path / MANIFEST).exists():
         files = sorted(path.glob("*.safetensors")) if path.is_dir() else [path]
         return hashlib.sha256("".join(map(file_sha256, files)).encode()).hexdigest()
-    manifest = _read_manifest(path)
-    own = content_digest(manifest["config"], listed_files(path))
-    source = manifest.get("source")
-    if isinstance(source, dict) and source.get("directory") == own:
-        return str(source.get("digest"))
-    return own
+    return content_digest(_read_manifest(path)["config"], listed_files(path))
+
+
+def source_digest(path: Path) -> str | None:
+    """Digest of the official files that a directory was converted from without changing a value;
+    None if there are none.
+
+    This is a claim of its manifest, which is forgotten with any change to its config or files: it
+    tells where to look, and only `digest` tells what is there.
+
+    Raises:
+        UserError: unreadable.
+    """
+    if not (path / MANIFEST).exists():
+        return None
+    source = _read_manifest(path).get("source")
+    if not isinstance(source, dict) or source.get("directory") != digest(path):
+        return None
+    claimed = source.get("digest")
+    return claimed if isinstance(claimed, str) else None
 
 
 def content_digest(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:

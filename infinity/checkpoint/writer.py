@@ -60,7 +60,7 @@ def save_model_directory(
         text_encoder_dir: a ``transformers`` folder to copy; its weights must be safetensors.
         max_shard_bytes: size limit of a shard, unless one tensor alone is larger.
         source: notes on the origin, kept in the manifest.
-        source_digest: of the same weights where they came from; it becomes the directory's.
+        source_digest: of the same weights where they came from, kept in the manifest.
         replace: replace an existing model directory; files it does not list (a model card) stay.
 
     Raises:

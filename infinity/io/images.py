@@ -34,7 +34,8 @@ class Provenance:
         negative_prompt: the text, or ``None``.
         seed: of this image.
         settings: sampling settings, device type and dtype.
-        model: ``name``, ``digest`` of the weights, and the ``path`` they were read from.
+        model: ``name``, ``digest`` of the weights, and the ``path`` they were read from; ``source``
+            is the digest of the official files that a model directory was converted from.
         versions: of the programs that made it.
         extra: further fields of the prompt row.
     """

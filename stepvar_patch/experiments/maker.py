@@ -12,6 +12,7 @@ from typing import Any
 
 from PIL import Image
 
+from infinity.checkpoint import source_digest
 from infinity.errors import UserError
 from infinity.io.images import Provenance, strip, write_png
 from infinity.io.manifest import ImageRow, RunFolder, file_sha256, preview_file
@@ -108,10 +109,12 @@ class Maker:
             self.recorded["threads"] = torch.get_num_threads()
         if config.quantize is not None:
             self.recorded["quantize"] = config.quantize
+        source = source_digest(Path(config.model))
         self.model = {
             "name": pipeline.config.name,
             "digest": pipeline.digest,
             "path": config.model,
+            **({"source": source} if source else {}),
             **({"tokenizer": config.tokenizer} if config.tokenizer else {}),
             **({"text_encoder": config.text_encoder} if config.text_encoder else {}),
         }

@@ -1,12 +1,13 @@
 """Making an image again from the provenance inside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infinity.checkpoint import source_digest
 from infinity.errors import UserError
 from infinity.io.files import check_writable
 from infinity.io.images import Provenance, read_png, write_png
@@ -88,7 +89,7 @@ def replay(
         device=used_device,
         dtype=dtype,
     )
-    if pipeline.digest != named["digest"]:
+    if not _share_weights(named, pipeline.digest, Path(weights)):
         raise UserError(
             f"{path} was made with the weights {named['digest'][:12]}… but {weights} holds "
             f"{pipeline.digest[:12]}…; name the right model with --model"
@@ -117,6 +118,13 @@ def replay(
     if used_device.partition(":")[0] != target.device:
         changed["device"] = f"{target.device} → {used_device}"
     return _compare(np.asarray(image), np.asarray(again.convert(image.mode)), changed)
+
+
+def _share_weights(named: Mapping[str, object], digest: str, path: Path) -> bool:
+    """Whether an image's weights are those at a path, or either was converted from the other."""
+    then = [named["digest"], named.get("source")]
+    now = [digest, source_digest(path)]
+    return any(one == other for one in then for other in now if other is not None)
 
 
 def _is_file_or_folder(place: object) -> bool:
