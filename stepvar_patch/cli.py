@@ -4,6 +4,7 @@ Exit codes: 0 done, 2 the user's mistake (one sentence on stderr), 130 interrupt
 1 from ``replay`` when the pixels differ. Results go to stdout, everything else to stderr.
 """
 
+import errno
 import os
 import sys
 import traceback
@@ -27,6 +28,14 @@ from stepvar_patch.terminal import (
     talk,
     verb,
 )
+
+_OF_THE_SYSTEM = frozenset(
+    [
+        *(errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR),
+        *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.ESTALE),
+    ]
+)
+"""What a named file may meet wherever it is touched; no bug of ours."""
 
 Dtype = Literal["float32", "bfloat16"]
 app = typer.Typer(
@@ -237,6 +246,12 @@ def main(
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.filename is None or error.errno not in _OF_THE_SYSTEM:
+            traceback.print_exc()
+            return 1
+        sys.stderr.write(f"stepvar: {_who()}{printable(f'{error.filename}: {error.strerror}')}\n")
+        return 2
     except Exception:
         traceback.print_exc()
         return 1

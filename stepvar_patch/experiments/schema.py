@@ -12,7 +12,14 @@ from infinity.io.prompts import MAX_SEED
 from stepvar_patch.experiments.loading import FROM_FILE
 from stepvar_patch.experiments.pruning import STRICT, PruningSetting
 
-FilePath = Annotated[str, MinLen(1), AfterValidator(os.path.normpath)]
+
+def _path(text: str) -> str:
+    if "\0" in text or any(len(os.fsencode(part)) > 255 for part in text.split("/")):
+        raise ValueError("has a part that no file system takes; at most 255 bytes, no NUL")
+    return os.path.normpath(text)
+
+
+FilePath = Annotated[str, MinLen(1), AfterValidator(_path)]
 Guidance = Annotated[float, Ge(0), Le(100)]
 Temperature = Annotated[float, Gt(0), Le(100)]
 Pixels = Annotated[int, Ge(16), Le(8192)]

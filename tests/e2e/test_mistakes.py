@@ -120,6 +120,30 @@ def test_links_and_files_in_the_way_of_folders(
     ]
 
 
+@pytest.mark.parametrize("name", ["model", "tokenizer", "text_encoder", "prompts", "output"])
+def test_names_that_no_file_system_takes(
+    work: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    with (work / "c.yaml").open("a") as file:
+        file.write('\ntext_cache: "a\\0b"\n')
+    found = told(capsys, f"{name}={'x' * 256}", "seed=-1")
+    assert [one.rpartition("'")[2][:36] for one in found if "takes" in one] == [
+        " has a part that no file system take"
+    ] * 2
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("verb", ["show", "replay", "generate", "report", "convert", "ablate"])
+def test_the_same_of_files_that_a_verb_is_given(
+    work: Path, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    words = ["x.pth", "--output", "z"] if verb == "convert" else []
+    assert stepvar(verb, "x" * 256, *words) == 2
+    err = capsys.readouterr().err
+    assert "ile name too long" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_settings_that_the_model_cannot_take(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
