@@ -32,6 +32,7 @@ def write_plots(folder: Path, cells: Sequence[Cell], lines: Sequence[Line], titl
         UserError: a file cannot be written.
     """
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError:
         logger.warning("no plots: matplotlib is not installed (pip install 'stepvar[plots]')")
@@ -67,6 +68,7 @@ def write_plots(folder: Path, cells: Sequence[Cell], lines: Sequence[Line], titl
     figure.suptitle(title)
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=150)
+        with rc_context({"svg.fonttype": "none"}):  # text as text
+            figure.savefig(buffer, format=kind, dpi=150)
         write_atomic(folder / f"plot.{kind}", lambda file, data=buffer: file.write(data.getvalue()))
     return True

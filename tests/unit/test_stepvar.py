@@ -192,6 +192,17 @@ def test_positions_pruned_at_the_previous_scale_are_scored_as_their_nearest_kept
     assert last_keep(run).counts == (64, 64)
 
 
+@pytest.mark.parametrize("smooth", [False, True])
+def test_broken_or_empty_features_of_a_layer_keep_a_lattice(smooth: bool) -> None:
+    run = late_run(1.0, structure_share=0.0, smooth=smooth)
+    told = run.features.clone()  # type: ignore[attr-defined]
+    told[0], told[1] = 1.0, float("nan")
+    run.features = told  # type: ignore[attr-defined]
+    keep = last_keep(run)
+    assert torch.equal(keep.rows(0, 1).indices, lattice(GRID, 64).indices)
+    assert torch.equal(keep.rows(1, 2).indices, lattice(GRID, 64).indices)
+
+
 def test_layers_outside_the_pruned_range_tell_every_position() -> None:
     run = late_run(0.25, scales={"-2": ScaleRule(keep_ratio=0.5)}, layers=(0.5, 1.0))
     x = features(8)[:, :72].repeat(2, 1, 1)
