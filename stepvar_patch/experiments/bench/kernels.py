@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-TOP = 40
+TOP = 15
 """Kernels that are listed, the longest first."""
 
 
@@ -35,7 +35,7 @@ def kernel_table(work: Callable[[], object], device: torch.device) -> dict[str, 
         "busy_ms": round(sum(us for us, _ in spent) / 1e3, 3),
         "launches": sum(event.count for _, event in spent),
         "top": [
-            {"name": event.key[:160], "ms": round(us / 1e3, 3), "launches": event.count}
+            {"name": event.key[:80], "ms": round(us / 1e3, 3), "launches": event.count}
             for us, event in spent[:TOP]
         ],
     }
