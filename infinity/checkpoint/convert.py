@@ -10,8 +10,9 @@ from infinity.checkpoint.lazy import LazyState
 from infinity.checkpoint.load import shapes_of_module
 from infinity.checkpoint.official import open_official
 from infinity.checkpoint.rules import match_keys
-from infinity.checkpoint.writer import save_model_directory
+from infinity.checkpoint.writer import check_places, save_model_directory
 from infinity.config import ModelConfig
+from infinity.errors import Mistakes, collecting
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.transformer.model import InfinityTransformer
 
@@ -36,10 +37,16 @@ def convert(
         dtype: dtype of the transformer's block matrices; as stored if None.
 
     Raises:
-        UserError: unreadable or unsafe files, tensors that do not fit, a tokenizer of another
-            model, or an output folder that is in the way.
+        Mistakes: unreadable or unsafe files, tensors that do not fit, a tokenizer of another
+            model, an output folder that is in the way, and no usable text encoder.
     """
-    model = open_official(transformer, tokenizer, name=name)
+    found: list[str] = []
+    with collecting(found):
+        check_places(output, text_encoder)
+    with collecting(found):
+        model = open_official(transformer, tokenizer, name=name)
+    if found:
+        raise Mistakes(found)
     with torch.device("meta"):
         modules = (
             InfinityTransformer(model.config.transformer),

@@ -47,9 +47,13 @@ def open_official(
         UserError: a file is unreadable, unsafe or of another kind; every missing, unexpected and
             misshapen key of both; or the two do not fit.
     """
-    transformer_state = read_transformer(transformer, ema=ema)
-    tokenizer_state = read_tokenizer(tokenizer)
     found: list[str] = []
+    with collecting(found):
+        transformer_state = read_transformer(transformer, ema=ema)
+    with collecting(found):
+        tokenizer_state = read_tokenizer(tokenizer)
+    if found:
+        raise Mistakes(found)
     with collecting(found):
         config = infer_transformer(transformer_state.shapes, transformer)
         _check_keys(transformer_state, InfinityTransformer, config, transformer)

@@ -23,7 +23,8 @@ from infinity.checkpoint.directory import (
 from infinity.checkpoint.int8 import compress_state
 from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.config import ModelConfig
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
+from infinity.io.files import check_writable
 
 DEFAULT_SHARD_BYTES = 4 << 30
 
@@ -67,8 +68,7 @@ def save_model_directory(
         UserError: ``folder`` is in the way or cannot be written, the text encoder folder is
             unusable, or a tensor holds NaN or infinity.
     """
-    if folder.exists() and not (folder.is_dir() and _may_replace(folder, replace)):
-        raise UserError(f"{folder}: already exists; choose another folder or remove it")
+    check_places(folder, text_encoder_dir, replace=replace)
     folder = folder.resolve()
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -112,6 +112,32 @@ def save_model_directory(
         raise UserError(f"{folder}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def check_places(folder: Path, text_encoder_dir: Path | None, *, replace: bool = False) -> None:
+    """Makes sure that a model directory can be written, before any of it is.
+
+    Args:
+        folder: see `save_model_directory`.
+        text_encoder_dir: likewise.
+        replace: likewise.
+
+    Raises:
+        Mistakes: the folder is in the way or cannot be written; no usable text encoder.
+    """
+    found: list[str] = []
+    if folder.exists() and not (folder.is_dir() and _may_replace(folder, replace)):
+        found.append(f"{folder}: already exists; choose another folder or remove it")
+    else:
+        with collecting(found):
+            check_writable(folder.absolute().parent, "output")
+    source = text_encoder_dir
+    if source is not None and not (
+        (source / "config.json").is_file() and any(source.glob("*.safetensors"))
+    ):
+        found.append(f"{source}: text encoder folder must hold config.json and .safetensors")
+    if found:
+        raise Mistakes(found)
 
 
 def _may_replace(folder: Path, replace: bool) -> bool:
@@ -170,8 +196,6 @@ def _is_block_matrix(key: str, value: Tensor) -> bool:
 
 
 def _copy_encoder(source: Path, work: Path) -> list[str]:
-    if not (source / "config.json").is_file() or not any(source.glob("*.safetensors")):
-        raise UserError(f"{source}: text encoder folder must hold config.json and .safetensors")
     names = []
     for path in sorted(source.iterdir()):
         if path.is_file() and (

@@ -152,3 +152,19 @@ def test_settings_that_the_model_cannot_take(
     assert [one.split(" ")[0] for one in found] == [
         *("height", "guidance_scale", "temperature", "guidance_layers")
     ]
+
+
+def test_converting_tells_all_before_anything_is_written(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = sorted(Path().rglob("*"))
+    words = ["convert", "no.pth", "model", "--output", "/proc/x", "--text-encoder", "model"]
+    assert stepvar(*words) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "stepvar: 4 mistakes:",
+        "  output: cannot write into /proc: /proc takes no files",
+        "  model: text encoder folder must hold config.json and .safetensors",
+        "  no.pth: not a readable checkpoint ([Errno 2] No such file or directory: 'no.pth')",
+        "  model: is a folder; give the tokenizer's own file",
+    ]
+    assert sorted(Path().rglob("*")) == before
