@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinity.ops.fused.top import Top, top_scores
+from infinity.ops.fused.top import top_scores
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet
 from stepvar_patch.rules import kept_count
@@ -24,7 +24,6 @@ __all__ = [
     "lattice",
     "lattice_score",
     "min_coverage",
-    "placed_top",
     "ranks",
     "split_quota",
     "spread_ties",
@@ -73,15 +72,10 @@ def top(scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None) -
     nothing about its tokens and gets a uniform lattice on ``grid`` (along the row if there is
     none); NaNs are logged, once per process.
     """
-    return KeepSet.of_rows(placed_top(scores, count, grid).indices)
-
-
-def placed_top(scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None) -> Top:
-    """What :func:`top` chooses, with the place of every position among its row's chosen ones."""
     spread = _spread(grid or (1, scores.shape[1]), scores.device, scores.dtype)
     chosen = top_scores(scores, spread, count)
     _NAN_WATCH.look(chosen.bad)
-    return chosen
+    return KeepSet.of_rows(chosen.indices)
 
 
 def energy_share(

@@ -4,15 +4,13 @@ Shape legend: B images, b rows, N positions, C width.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
-from jaxtyping import Int32
 from torch import Tensor
 
 from infinity.errors import UserError
-from infinity.ops.fused.spread import area_filled
+from infinity.ops.fused.spread import area_filled, places_of
 from infinity.policy import (
     Branch,
     BranchPlan,
@@ -24,12 +22,12 @@ from infinity.policy import (
     ScalePlan,
     ScaleView,
 )
-from infinity.tokens import KeepSet, PackedTokens
+from infinity.tokens import PackedTokens
 from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun, layer_range
 from stepvar_patch.rules import ScaleRule, Scales
 from stepvar_patch.scores.mean_distance import mean_distance
-from stepvar_patch.select import placed_top
+from stepvar_patch.select import top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +107,13 @@ class FastVARRun(RuledRun):
         if layer not in self.layers:
             return None
         grid = self.request.schedule.grids[si]
-        chosen = placed_top(mean_distance(x, grid), self.kept(si), grid)
-        fill = partial(self.fill, chosen.places)
-        return BranchPlan(KeepSet.of_rows(chosen.indices), fill, whole=True)
+        return BranchPlan(top(mean_distance(x, grid), self.kept(si), grid), self.fill, whole=True)
 
     def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
         if branch is not None and layer in self.layers:
             self.outputs[layer, branch] = data
 
-    def fill(
-        self, places: Int32[Tensor, "b n"], fresh: PackedTokens, context: RestoreContext
-    ) -> Tensor:
+    def fill(self, fresh: PackedTokens, context: RestoreContext) -> Tensor:
         """The stream plus the fresh branch outputs over the remembered ones, resized to this
         grid.
         """
@@ -130,4 +124,5 @@ class FastVARRun(RuledRun):
             start = self.request.images if self.rows == "uncond" else 0
             old = old[start : start + rows]
         grid = self.request.schedule.grids[self.cached_scale]
+        places = places_of(fresh.indices.view(rows, -1), context.before.shape[1])
         return area_filled(context.before, fresh.x, places, old, context.grid, grid)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from infinity.ops.fused.spread import places_of
 from infinity.ops.fused.support import kernel, power_of_two, triton
 
 MOST = 96
@@ -19,17 +20,14 @@ def nearest_places(indices: Int64[Tensor, "b m"], grid: tuple[int, int]) -> Int6
     Distances are Euclidean and compared as integers; ties go to the lowest position.
 
     Args:
-        indices: ascending positions, on a device where the kernels run.
+        indices: positions, on a device where the kernels run.
         grid: ``(h, w)``, no side longer than :data:`MOST`.
     """
-    rows, count = indices.shape
+    rows = len(indices)
     h, w = grid
-    places = torch.empty(rows, h * w, dtype=torch.int32, device=indices.device)
+    places = places_of(indices, h * w)
     nearest = torch.empty(rows, h * w, dtype=torch.int64, device=indices.device)
     block = power_of_two(h * w)
-    _places_kernel[(-(-h * w // 256), rows)](
-        indices, places, h * w, count, STEPS=count.bit_length(), BLOCK=256, num_warps=4
-    )
     _nearest_kernel[(h, rows)](
         places,
         nearest,
@@ -44,22 +42,6 @@ def nearest_places(indices: Int64[Tensor, "b m"], grid: tuple[int, int]) -> Int6
 
 if triton is not None:
     import triton.language as tl
-
-    @kernel
-    def _places_kernel(index_ptr, place_ptr, n, count, STEPS: tl.constexpr, BLOCK: tl.constexpr):
-        row = tl.program_id(1).to(tl.int64)
-        position = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-        low = tl.zeros((BLOCK,), tl.int32)
-        high = low + count
-        for _ in tl.static_range(STEPS):
-            middle = (low + high) // 2
-            open_ = low < high
-            value = tl.load(index_ptr + row * count + middle, mask=open_, other=0)
-            right = open_ & (value < position)
-            high = tl.where(open_ & (value >= position), middle, high)
-            low = tl.where(right, middle + 1, low)
-        found = tl.load(index_ptr + row * count + low, mask=low < count, other=-1) == position
-        tl.store(place_ptr + row * n + position, tl.where(found, low, -1), mask=position < n)
 
     @kernel
     def _nearest_kernel(place_ptr, nearest_ptr, h, w, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):

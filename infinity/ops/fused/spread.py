@@ -28,6 +28,30 @@ def take(x: Float[Tensor, "b n width"], indices: Int64[Tensor, " total"]) -> Ten
     return out
 
 
+def places_reference(indices: Int64[Tensor, "b m"], n: int) -> Int32[Tensor, "b n"]:
+    """See :func:`places_of`."""
+    places = torch.full((len(indices), n), -1, dtype=torch.int32, device=indices.device)
+    order = torch.arange(indices.shape[1], dtype=torch.int32, device=indices.device)
+    return places.scatter_(1, indices, order.expand(indices.shape))
+
+
+def places_of(indices: Int64[Tensor, "b m"], n: int) -> Int32[Tensor, "b n"]:
+    """Of each of ``n`` positions, which of its row's chosen ones it is; −1 if none of them.
+
+    Args:
+        indices: chosen positions of every row, each once, in any order.
+        n: N.
+    """
+    if not usable(indices):
+        return places_reference(indices, n)
+    rows, count = indices.shape
+    places = torch.empty(rows, n, dtype=torch.int32, device=indices.device)
+    _places_kernel[(-(-n // 64), rows)](
+        indices.contiguous(), places, n, count, BLOCK_N=64, BLOCK_M=64, num_warps=4
+    )
+    return places
+
+
 def area_filled_reference(
     before: Float[Tensor, "b n width"],
     fresh: Float[Tensor, "total width"],
@@ -99,6 +123,20 @@ if triton is not None:
         source = (place // per_row) * n + tl.load(index_ptr + place)
         x = tl.load(x_ptr + source * width + c, mask=inside, other=0.0)
         tl.store(out_ptr + place * width + c, x, mask=inside)
+
+    @kernel
+    def _places_kernel(
+        index_ptr, place_ptr, n, count, BLOCK_N: tl.constexpr, BLOCK_M: tl.constexpr
+    ):
+        row = tl.program_id(1).to(tl.int64)
+        position = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+        found = tl.zeros((BLOCK_N,), tl.int32)
+        for begin in range(0, count, BLOCK_M):
+            m = begin + tl.arange(0, BLOCK_M)
+            index = tl.load(index_ptr + row * count + m, mask=m < count, other=-1)
+            equal = index[None] == position[:, None]
+            found += tl.sum(tl.where(equal, (m + 1)[None], 0), 1)
+        tl.store(place_ptr + row * n + position, found - 1, mask=position < n)
 
     @kernel
     def _area_filled_kernel(

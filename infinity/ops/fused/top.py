@@ -21,12 +21,10 @@ class Top:
 
     Attributes:
         indices: chosen positions of every row, ascending.
-        places: of every position, which of its row's chosen ones it is; −1 for the others.
         bad: 1 for rows that held a NaN.
     """
 
     indices: Int64[Tensor, "b m"]
-    places: Int32[Tensor, "b n"]
     bad: Int32[Tensor, " b"]
 
 
@@ -38,10 +36,7 @@ def reference(scores: Float[Tensor, "b n"], spread: Float[Tensor, " n"], count: 
     ranked = used.sort(dim=1, descending=True, stable=True).indices
     # A radix sort's time goes with the bits of its keys.
     keys = ranked[:, :count].to(torch.int16 if scores.shape[1] < 1 << 15 else torch.int32)
-    indices = keys.sort(dim=1).values.long()
-    order = torch.arange(count, dtype=torch.int32, device=scores.device).expand(len(scores), count)
-    places = torch.full(scores.shape, -1, dtype=torch.int32, device=scores.device)
-    return Top(indices, places.scatter_(1, indices, order), bad.int())
+    return Top(keys.sort(dim=1).values.long(), bad.int())
 
 
 def top_scores(scores: Float[Tensor, "b n"], spread: Float[Tensor, " n"], count: int) -> Top:
@@ -56,30 +51,26 @@ def top_scores(scores: Float[Tensor, "b n"], spread: Float[Tensor, " n"], count:
     if not usable(scores) or scores.dtype != torch.float32 or n > MOST:
         return reference(scores, spread.to(scores.dtype), count)
     indices = torch.empty(rows, count, dtype=torch.int64, device=scores.device)
-    places = torch.empty(rows, n, dtype=torch.int32, device=scores.device)
     bad = torch.empty(rows, dtype=torch.int32, device=scores.device)
     block = power_of_two(n)
     _top_kernel[(rows,)](
         scores.contiguous(),
         spread.float(),
         indices,
-        places,
         bad,
         n,
         count,
         BLOCK=block,
         num_warps=min(16, max(1, block // 256)),
     )
-    return Top(indices, places, bad)
+    return Top(indices, bad)
 
 
 if triton is not None:
     import triton.language as tl
 
     @kernel
-    def _top_kernel(
-        score_ptr, spread_ptr, index_ptr, place_ptr, bad_ptr, n, count, BLOCK: tl.constexpr
-    ):
+    def _top_kernel(score_ptr, spread_ptr, index_ptr, bad_ptr, n, count, BLOCK: tl.constexpr):
         row = tl.program_id(0).to(tl.int64)
         i = tl.arange(0, BLOCK)
         valid = i < n
@@ -104,5 +95,4 @@ if triton is not None:
         kept = above | (equal & (tl.cumsum(equal.to(tl.int32), 0) <= left))
         place = tl.cumsum(kept.to(tl.int32), 0) - 1
         tl.store(index_ptr + row * count + place, i.to(tl.int64), mask=kept)
-        tl.store(place_ptr + row * n + i, tl.where(kept, place, -1), mask=valid)
         tl.store(bad_ptr + row, (bad > 0).to(tl.int32))
