@@ -56,7 +56,8 @@ def spread_ties(scores: Float[Tensor, "rows n"], grid: Grid) -> Float[Tensor, "r
     For scores of maps that were filled from kept tokens: positions with one source are equal, and
     rounding would decide among them.
     """
-    return scores.double() * (1 + _TIE_SLOPE * lattice_score(grid, scores.device))
+    slope = 1 + _TIE_SLOPE * lattice_score(grid, scores.device)
+    return scores.float() * slope.float()
 
 
 def lattice(grid: Grid, count: int, rows: int = 1, device: torch.device | str = "cpu") -> KeepSet:

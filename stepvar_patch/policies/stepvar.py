@@ -168,7 +168,7 @@ class LateLayerRun(SelectionRun):
         """Takes the features of the images' conditional rows (or of the rows that are left)."""
         if layer != self.scored:
             return
-        x = data[1][: self.request.images]
+        x = data[1][: self.request.images].float()
         if self.keep is not None and layer in self.layers:
             source = nearest_source(self.keep, self.grid)
             x = x.gather(1, source[:, :, None].expand(-1, -1, x.shape[2]))
