@@ -318,7 +318,7 @@ class InfinityPipeline:
         if settings.guided:
             rows = self.transformer.with_unconditional(rows, negative)
         return self.carried_out_by().latents(
-            rows,
+            self.transformer.condition(rows),
             schedule,
             settings,
             noise,

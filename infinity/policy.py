@@ -101,8 +101,7 @@ class ScalePlan:
             :class:`infinity.sampling.echo.GuidanceEcho`.
         keep: positions computed, one set per image (shared by its guidance rows) or one per row;
             None = all.
-        layers: half-open layer range in which ``keep`` holds, or in which the policy is asked;
-            None = all layers.
+        layers: half-open layer range in which ``keep`` holds; None = all layers.
         restore: makes the stream dense at the end of ``layers``; needed with ``keep`` unless
             ``restore_codes`` is given.
         restore_codes: runs head and sampling on kept tokens only and makes the *codes* dense;
@@ -157,13 +156,11 @@ class BranchPlan:
             is the stream); for a layer, dense *state*.
         gather: builds the packed input itself (merged tokens); default takes the kept rows as they
             are.
-        whole: for a branch, ``restore`` gives the dense stream after it instead of its change.
     """
 
     keep: KeepSet
     restore: Restore
     gather: Callable[[Tensor, KeepSet], PackedTokens] | None = None
-    whole: bool = False
 
 
 @runtime_checkable

@@ -2,21 +2,19 @@
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from infinity.config import EngineMode
-from infinity.engine.graphs import CallKey, Memory, Prompts, Recording
+from infinity.engine.graphs import CallKey, Memory, Recording
 from infinity.errors import UserError
 from infinity.ops.fused import why_not
 from infinity.policy import PruningPolicy
 from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
 from infinity.sampling.noise import NoiseSource, PerImageNoise
 from infinity.schedule import ScaleSchedule
-from infinity.text.base import TextFeatures
-from infinity.timing import NO_TIMER, StageClock, StageTimer
+from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokenizer.autoencoder import Decoder
 from infinity.tokenizer.fused import FusedDecoder
 from infinity.transformer.fused import FusedBlocks, text_room
@@ -85,7 +83,7 @@ class Engine:
     @torch.inference_mode()
     def latents(
         self,
-        text: TextFeatures,
+        text: TextConditioning,
         schedule: ScaleSchedule,
         settings: SamplingSettings,
         noise: NoiseSource,
@@ -98,25 +96,18 @@ class Engine:
         on_scale_end: Callable[[ScaleEnd], None] | None = None,
         timer: StageTimer = NO_TIMER,
     ) -> Tensor:
-        """Summed codes; arguments as of :func:`~infinity.sampling.loop.generate_latents`.
-
-        Args:
-            text: features of all rows, conditional half first.
-        """
+        """Summed codes; arguments as of :func:`~infinity.sampling.loop.generate_latents`."""
 
         def generate(
-            prompts: Prompts | None,
+            text: TextConditioning,
             noise: NoiseSource,
             around: Callable | None,
             on_scale_end: Callable[[ScaleEnd], None] | None,
-            timer: StageTimer,
         ) -> Tensor:
             extra = {} if around is None else {"around": around}
-            with nullcontext() if around is None else around(-2):
-                conditioning = self._conditioning(text, prompts)
             return generate_latents(
                 self.model,
-                conditioning,
+                text,
                 schedule,
                 settings,
                 noise,
@@ -136,34 +127,13 @@ class Engine:
         if self.mode == "graphs" and replayable:
             assert isinstance(noise, PerImageNoise)
             listening = on_scale_end is not None
-            rows = len(text)
-            room, longest = text_room(len(text.rows), rows), text_room(max(text.lengths), 1)
-            staged = isinstance(timer, StageClock) and timer.inside
-            key = CallKey(
-                policy=policy,
-                schedule=schedule,
-                settings=settings,
-                images=images,
-                rows=rows,
-                room=room,
-                longest=longest,
-                attention=attention,
-                listening=listening,
-                staged=staged,
-            )
-            recording = self._recording(key, generate, text, noise, timer)
+            rows = len(text.lengths)
+            room = text_room(len(text.context), rows)
+            key = CallKey(policy, schedule, settings, images, rows, room, attention, listening)
+            recording = self._recording(key, generate, text, noise)
             if recording is not None:
                 return recording(text, noise, on_scale_end, timer)
-        prompts = None if self.mode == "plain" else Prompts.of(text, self.model.device)
-        return generate(prompts, noise, None, on_scale_end, timer)
-
-    def _conditioning(self, text: TextFeatures, prompts: Prompts | None) -> TextConditioning:
-        """What the blocks read of ``text``; recorded and eager calls compute it alike."""
-        if prompts is None:
-            return self.model.condition(text)
-        return self.model.condition_rows(
-            prompts.rows, prompts.cu_seqlens, prompts.lengths, prompts.longest
-        )
+        return generate(text, noise, None, on_scale_end)
 
     def decoder(self, decoder: torch.nn.Module, dtype: torch.dtype) -> FusedDecoder | None:
         """``decoder`` in fused form; None where it must run as it reads."""
@@ -174,12 +144,7 @@ class Engine:
         return self._decoder[1]
 
     def _recording(
-        self,
-        key: CallKey,
-        generate: Callable,
-        text: TextFeatures,
-        noise: PerImageNoise,
-        timer: StageTimer,
+        self, key: CallKey, generate: Callable, text: TextConditioning, noise: PerImageNoise
     ) -> Recording | None:
         """The recording of calls like ``key``: made when one comes for the second time."""
         for index, (known, recording) in enumerate(self._recordings):
@@ -201,7 +166,6 @@ class Engine:
                 generate,
                 text,
                 noise,
-                timer,
                 listening=key.listening,
                 pool=self._pool,
                 stream=self._stream,

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from infinity.policy import PolicyRequest, PolicyRun, PruningPolicy, Rows, ScalePlan, ScaleView
-from infinity.sampling.bits import Draw, draw_bits
+from infinity.sampling.bits import guide, sample_bits, truncate
 from infinity.sampling.echo import GuidanceEcho
 from infinity.sampling.noise import NoiseSource
 from infinity.schedule import Grid, ScaleSchedule
@@ -174,11 +174,9 @@ def generate_latents(
                 echo.hear(out.tokens, grid)
             elif plan.guidance_echo:
                 out = replace(out, tokens=echo.added(out.tokens, grid, plan.guidance_echo))
-            raw = _logits(stack, out, settings, scale, run, si)
+            logits = _logits(stack, out, settings, scale, settings.temperature[si], run, si)
             timer.mark("head", si)
-            guided = scale if _combines(out, settings, scale) else None
-            how = Draw(settings.temperature[si], guided, settings.top_k, settings.top_p)
-            bits, logits = _sample(raw, draws, how, plan, grid)
+            bits = _sample(logits, draws, plan, settings, grid, images)
             timer.mark("sampling", si)
             gain = gain_of(gains, si)
             if si < len(forced_bits):
@@ -206,8 +204,8 @@ def _embed(stack: BlockStack, latent: Tensor, si: int, latent_grids: tuple[Grid,
     model = stack.model
     if si == 0:
         return model.embed_start(stack.active(stack.text.sos))
-    inputs = next_scale_input(latent, latent_grids[si], model.config.patchify)
-    return model.embed_tokens(inputs, si, 2 if stack.rows == "both" else 1)
+    x = model.embed_tokens(next_scale_input(latent, latent_grids[si], model.config.patchify), si)
+    return x.repeat(2, 1, 1) if stack.rows == "both" else x
 
 
 def _rows_of(x: Tensor, have: Rows, want: Rows, images: int) -> Tensor:
@@ -221,46 +219,50 @@ def _logits(
     out: StackOutput,
     settings: SamplingSettings,
     scale: float,
+    temperature: float,
     policy: PolicyRun,
     si: int,
 ) -> Tensor:
-    """``(T, D, 2)`` logits as the head gives them: of all rows that are to be combined or that
-    someone listens to, else of the picture's.
-    """
-    tokens, images, model = out.tokens, stack.images, stack.model
+    """``(T, D, 2)`` logits of the picture's tokens, after temperature and guidance."""
+    tokens, images = out.tokens, stack.images
+    combine = settings.guidance.logits and scale != 1 and out.rows == "both"
     listening = "logits" in policy.events
-    heard = listening and settings.guidance.logits
-    if out.rows == "both" and not heard and not _combines(out, settings, scale):
+    if out.rows == "both" and not combine and not (listening and settings.guidance.logits):
         tokens = tokens.slice_rows(0, images)
-    modulation = stack.head_modulation(tokens.rows)
+    condition = stack.active(stack.text.sos)[: tokens.rows]
     if tokens.uniform:
         x = tokens.x.unflatten(0, (tokens.rows, tokens.max_seqlen))
-        logits = model.modulated_logits(x, modulation[:, None]).flatten(0, 1)
+        logits = stack.model.logits(x, condition[:, None]).flatten(0, 1)
     else:
-        spread = modulation[tokens.row_ids()]
-        logits = model.modulated_logits(tokens.x[None], spread[None])[0]
+        logits = stack.model.logits(tokens.x[None], condition[tokens.row_ids()][None])[0]
     if listening:
         halves = (logits, None) if tokens.rows == images else logits.chunk(2)
         policy.after("logits", si, -1, None, halves)
-    return logits
-
-
-def _combines(out: StackOutput, settings: SamplingSettings, scale: float) -> bool:
-    """Whether the halves are combined in the logits."""
-    return settings.guidance.logits and scale != 1 and out.rows == "both"
+    logits = logits.mul(1 / temperature)
+    if tokens.rows == images:
+        return logits
+    cond, uncond = logits.chunk(2)
+    return guide(cond, uncond, scale) if combine else cond
 
 
 def _sample(
-    raw: Tensor, draws: Tensor, how: Draw, plan: ScalePlan, grid: Grid
-) -> tuple[Int64[Tensor, "..."], Float[Tensor, "t d 2"]]:
-    """Bits, dense ``(B, L, D)``, or ``(T, D)`` of the kept tokens when the plan restores codes; and
-    the logits after temperature and guidance.
+    logits: Tensor,
+    draws: Tensor,
+    plan: ScalePlan,
+    settings: SamplingSettings,
+    grid: Grid,
+    images: int,
+) -> Int64[Tensor, "..."]:
+    """Bits: dense ``(B, L, D)``, or ``(T, D)`` of the kept tokens when the plan restores codes.
 
     Every position has its own draws, taken whether or not it is computed.
     """
-    images, width, positions = len(draws), raw.shape[1], grid[0] * grid[1]
-    subset = plan.restore_codes is not None and plan.keep is not None
-    if subset:
-        draws = pack(draws.view(images, positions, 2 * width), plan.keep).x.view(1, -1, 2)
-    bits, logits = draw_bits(raw, draws, how)
-    return (bits if subset else bits.view(images, positions, width)), logits
+    total, width = logits.shape[0], logits.shape[1]
+    positions = grid[0] * grid[1]
+    logits = truncate(logits, settings.top_k, settings.top_p)
+    if plan.restore_codes is not None and plan.keep is not None:
+        kept = pack(draws.view(images, positions, 2 * width), plan.keep)
+        chosen = kept.x.view(1, total * width, 2)
+        return sample_bits(logits.view(1, -1, 2), chosen).view(total, width)
+    flat = logits.view(images, positions * width, 2)
+    return sample_bits(flat, draws).view(images, positions, width)

@@ -15,7 +15,6 @@ from torch.nn import functional as F
 
 from infinity.config import TransformerConfig
 from infinity.ops.fused import usable
-from infinity.ops.fused.embed import with_level
 from infinity.ops.fused.residual_norm import Affine, RowsOf, residual_norm
 from infinity.text.base import TextFeatures
 from infinity.transformer.block import FFN, Block, CrossAttention, SelfAttention, linear
@@ -61,12 +60,12 @@ class _HeadNorm(nn.Module):
         self.eps = eps
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        """``x (R, M, C)`` normalised and modulated by scale and shift ``(…, 2C)``, broadcastable
-        to ``(R, M, 2C)``.
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        """``x (R, M, C)`` normalised and modulated by ``condition``, broadcastable to ``(R, M,
+        C)``.
         """
-        scale, shift = modulation.chunk(2, dim=-1)
-        if usable(x) and modulation.shape[1] == 1:
+        scale, shift = self.ada_lin(condition).chunk(2, dim=-1)
+        if usable(x) and condition.shape[1] == 1:
             affine, rows = Affine(scale[:, 0], shift[:, 0]), RowsOf(x.shape[1])
             flat = x.float().flatten(0, 1)
             normed = residual_norm(flat, rows, affine, eps=self.eps, dtype=torch.float32)[1]
@@ -155,31 +154,17 @@ class InfinityTransformer(nn.Module):
 
     def condition(self, text: TextFeatures) -> TextConditioning:
         """Everything derived from text, computed once per call (spec §4.4)."""
-        rows, boundaries = text.rows.to(self.device), text.boundaries().to(self.device)
-        return self.condition_rows(rows, boundaries, text.lengths, max(text.lengths))
-
-    def condition_rows(
-        self,
-        rows: Float[Tensor, "room text_width"],
-        cu_seqlens: Int32[Tensor, " b1"],
-        lengths: tuple[int, ...],
-        max_seqlen: int,
-    ) -> TextConditioning:
-        """As :meth:`condition`, of features on the device whose boundaries only it need know.
-
-        Args:
-            rows: features; those past the last boundary stand for nothing.
-            cu_seqlens: row boundaries of the prompts.
-            lengths: kept for the host; one per prompt.
-            max_seqlen: no prompt is longer.
-        """
-        rows = self.text_norm(rows)
+        device = self.device
+        lengths = torch.tensor((0, *text.lengths), dtype=torch.int32)
+        cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(device)
+        max_seqlen = max(text.lengths)
+        rows = self.text_norm(text.rows.to(device))
         sos = self.text_proj_for_sos(rows, cu_seqlens, max_seqlen)
         first, act, second = self.text_proj_for_ca
         context = second(act(linear(first, rows)))
         sos = sos.float()
         shared = self.shared_modulation(sos)
-        return TextConditioning(sos, context, cu_seqlens, max_seqlen, shared, lengths)
+        return TextConditioning(sos, context, cu_seqlens, max_seqlen, shared, text.lengths)
 
     def shared_modulation(self, sos: Float[Tensor, "b width"]) -> Float[Tensor, "b 6 width"]:
         with torch.autocast(sos.device.type, enabled=False):
@@ -190,27 +175,16 @@ class InfinityTransformer(nn.Module):
         return sos.float()[:, None] + self.pos_start + self.lvl_embed.weight[0]
 
     def embed_tokens(
-        self, inputs: Float[Tensor, "b n bits"], si: int, copies: int = 1
-    ) -> Float[Tensor, "rb n width"]:
-        """Input of scale ``si`` ≥ 1 from resampled latents, with its level embedding, ``copies``
-        times one after the other; fp32.
-        """
-        return with_level(linear(self.word_embed, inputs), self.lvl_embed.weight[si], copies)
+        self, inputs: Float[Tensor, "b n bits"], si: int
+    ) -> Float[Tensor, "b n width"]:
+        """Input of scale ``si`` ≥ 1 from resampled latents, with its level embedding; fp32."""
+        x = linear(self.word_embed, inputs)
+        return (x + self.lvl_embed.weight[si].to(x.dtype)).float()
 
     def logits(
         self, x: Float[Tensor, "r m width"], condition: Float[Tensor, "r m2 width"]
     ) -> Float[Tensor, "r m bits 2"]:
         """Bit logits in fp32; the last axis is (value 0, value 1)."""
-        return self.modulated_logits(x, self.head_modulation(condition))
-
-    def head_modulation(self, condition: Float[Tensor, "*r width"]) -> Float[Tensor, "*r width2"]:
-        """Scale and shift of the head's norm, side by side."""
-        with torch.autocast(condition.device.type, enabled=False):
-            return self.head_nm.ada_lin(condition.float())
-
-    def modulated_logits(
-        self, x: Float[Tensor, "r m width"], modulation: Float[Tensor, "r m2 width2"]
-    ) -> Float[Tensor, "r m bits 2"]:
-        """:meth:`logits`, whose modulation is known."""
         with torch.autocast(x.device.type, enabled=False):
-            return self.head(self.head_nm(x.float(), modulation)).unflatten(-1, (-1, 2))
+            h = self.head_nm(x.float(), condition.float())
+            return self.head(h).unflatten(-1, (-1, 2))

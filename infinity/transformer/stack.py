@@ -147,7 +147,6 @@ class BlockStack:
         if fused is not None:
             self.caches = self._stacked(fused, capacity, memory or self._allocate)
             self.modulation = fused.modulation(text.shared)
-            self.fused_head = model.head_modulation(text.sos)
             self.fused_text_kv = fused.text_keys_values(text.context, len(text.lengths))
             self.cu_seqlens_text = text.cu_seqlens
             return
@@ -216,12 +215,6 @@ class BlockStack:
         start = self.images if self.rows == "uncond" else 0
         return per_row[start : start + self.images]
 
-    def head_modulation(self, rows: int) -> Float[Tensor, "rows width2"]:
-        """Scale and shift of the head's norm for the first of the rows that still run."""
-        if self.fused is not None:
-            return self.active(self.fused_head)[:rows]
-        return self.model.head_modulation(self.active(self.text.sos)[:rows])
-
     def run(
         self,
         si: int,
@@ -248,8 +241,7 @@ class BlockStack:
         layout = self._layout(si, pack_all(x))
         before = x
         self.timer.mark("pack", si)
-        asked = plan.layers if plan.inside is not None and plan.layers is not None else ()
-        for layers in self._segments(first_pruned, end_pruned, *asked):
+        for layers in self._segments(first_pruned, end_pruned):
             if layers.start == self.uncond_depth and self.rows == "both":
                 pruned = layout.pruned
                 layout = self._layout(si, layout.tokens.slice_rows(0, self.images))
@@ -275,10 +267,10 @@ class BlockStack:
         rows: Rows = self.rows if self.uncond_depth == depth or self.rows != "both" else "cond"
         return StackOutput(layout.tokens, rows)
 
-    def _segments(self, *changes: int) -> list[range]:
+    def _segments(self, first_pruned: int, end_pruned: int) -> list[range]:
         """The layers, cut wherever something happens between two of them."""
         depth = len(self.blocks)
-        cuts = {0, *changes, self.uncond_depth, depth}
+        cuts = {0, first_pruned, end_pruned, self.uncond_depth, depth}
         cuts |= {layer + 1 for layer in self.guidance.layers}
         ends = sorted(cut for cut in cuts if cut <= depth)
         return [range(*pair) for pair in pairwise(ends)]
@@ -294,7 +286,7 @@ class BlockStack:
     ) -> _Layout:
         """``layout`` after ``layers``."""
         sublayers = _Sublayers(self, si, layers.start, plan, policy, last)
-        asked = sublayers.asks or policy.events & {"branch", "layer"}
+        asked = plan.inside is not None or policy.events & {"branch", "layer"}
         if self.fused is not None and not asked and not sublayers.propagates(layout):
             x = self.fused.run(layout.tokens.x, layers, sublayers.surroundings(layout))
             return replace(layout, tokens=layout.tokens.with_x(x))
@@ -367,12 +359,6 @@ class _Sublayers:
     def write(self) -> bool:
         return not self.last and self.plan.kv_write != "none"
 
-    @property
-    def asks(self) -> bool:
-        """Whether the policy prunes inside this layer."""
-        start, stop = self.plan.layers or (0, len(self.stack.blocks))
-        return self.plan.inside is not None and start <= self.layer < stop
-
     def propagates(self, layout: _Layout) -> bool:
         """Whether every position caches keys and values, computed or not."""
         return self.plan.kv_source is not None and layout.pruned
@@ -400,10 +386,9 @@ class _Sublayers:
 
     def run(self, layout: _Layout) -> PackedTokens:
         tokens, events = layout.tokens, self.policy.events
-        inside = self.plan.inside if self.asks else None
-        if inside == "branch" or "branch" in events:
+        if self.plan.inside == "branch" or "branch" in events:
             after = self._branch_by_branch(layout)
-        elif inside == "layer" and (
+        elif self.plan.inside == "layer" and (
             chosen := self.policy.plan_branch(self.si, self.layer, "layer", layout.spread(tokens.x))
         ):
             before = layout.spread(tokens.x)
@@ -431,23 +416,19 @@ class _Sublayers:
         branches: tuple[Branch, ...] = ("self_attention", "cross_attention", "ffn")
         for branch in branches:
             chosen = None
-            if self.asks and self.plan.inside == "branch":
+            if self.plan.inside == "branch":
                 chosen = self.policy.plan_branch(self.si, self.layer, branch, x)
             if chosen is None:
                 change = self._branch(branch, layout, x)
-                after = x + change
             else:
                 inner = self._chosen(chosen, x)
                 fresh = self._branch(branch, inner, inner.spread(inner.tokens.x))
-                restored = chosen.restore(
+                change = chosen.restore(
                     inner.tokens.with_x(fresh.flatten(0, 1)), self._context(x, branch)
                 )
-                after = restored if chosen.whole else x + restored
             if "branch" in self.policy.events:
-                if chosen is not None:
-                    change = after - x if chosen.whole else restored
                 self.policy.after("branch", self.si, self.layer, branch, change)
-            x = after
+            x = x + change
         return x.flatten(0, 1)
 
     def _branch(self, branch: Branch, layout: _Layout, x: Tensor) -> Tensor:

@@ -126,14 +126,11 @@ class _Bench:
             progress.advance(1)
 
     def kernels(self) -> None:
-        """One profiled draw, and one with all its stages, of the arms that are looked into."""
+        """One profiled draw of the arms that are looked into."""
         for row in self._first_of_arms():
             if row.arm.label in self.config.kernels:
                 with self._attempt(row):
-                    drawer = self.drawers[id(row)]
-                    row.kernels = kernel_table(drawer.draw, self.device)
-                    if self.device.type == "cuda":
-                        row.stages_inside = drawer.stages_inside()
+                    row.kernels = kernel_table(self.drawers[id(row)].draw, self.device)
 
     def first_images(self) -> None:
         """A fresh process per arm."""

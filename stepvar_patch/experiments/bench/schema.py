@@ -59,8 +59,7 @@ class BenchConfig(ArmSettings):
         pace_s: if above 0, every round draws every row a second time, after a pause that long.
         baseline: the arm that speed-ups refer to, and the numbers of images until an arm pays off.
         first_image: also start a fresh process per arm: load, first to third image, peak memory.
-        kernels: arms of which one further draw is profiled, with their first batch size, and on a
-            GPU another is timed stage by stage inside its graphs.
+        kernels: arms of which one further draw is profiled, with their first batch size.
         arms: label → what differs.
     """
 
