@@ -26,7 +26,7 @@ def test_every_committed_result_makes_one_page(
     assert made["page"] == str(page)
     assert made["bytes"] == page.stat().st_size < 10 * 2**20
     assert sorted(made["plots"]) == sorted(map(str, plots.iterdir()))
-    assert "stepvar ablate configs/ablations/score.yaml images=12" in text
+    assert json.loads((SCORE / "table.json").read_text())["command"] in text
     assert "NVIDIA H200" in text
     assert "src=" not in text
 
