@@ -87,7 +87,6 @@ def memory_need(
     dtype: torch.dtype,
     cached_tokens: tuple[int, ...] | None = None,
     int8: bool = False,
-    text_encoder_bytes: int | None = None,
     recorded: bool = False,
 ) -> MemoryNeed:
     """What a call needs on the device.
@@ -100,7 +99,6 @@ def memory_need(
         dtype: compute dtype.
         cached_tokens: a pruning policy's bound per scale; None is every token.
         int8: whether the block matrices are kept in int8.
-        text_encoder_bytes: of its weights; None takes those of the family's encoder.
         recorded: whether calls with ``auto`` are recorded as CUDA graphs.
     """
     model = config.transformer
@@ -109,7 +107,6 @@ def memory_need(
     rows = images * (2 if guided else 1)
     element = dtype.itemsize
     height, width = schedule.latent_grids(model.patchify)[-1]
-    encoder = text_encoder_bytes
     matrices = (3 + 1 + 4 + 2 * model.ffn_width // model.width) * model.width**2 * model.depth
     weights = _transformer_bytes(config, dtype)
     saved = matrices * (element - 1)
@@ -117,7 +114,7 @@ def memory_need(
         transformer=weights - (saved if int8 else 0),
         loading=weights,
         tokenizer=_tokenizer_bytes(config),
-        text_encoder=_encoder_bytes(config.text_encoder, dtype) if encoder is None else encoder,
+        text_encoder=_encoder_bytes(config.text_encoder, dtype),
         cache=2 * rows * cached * model.width * element * model.depth,
         work=_WORK_BYTES[dtype] * rows * max(tokens) * model.width,
         decode=_decode_bytes(config, height * width, element, banded=False),

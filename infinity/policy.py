@@ -8,7 +8,7 @@ Shape legend: B images, b rows, N positions of the scale, T packed total, C widt
 token, d latent channels.
 """
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
@@ -112,7 +112,6 @@ class ScalePlan:
         kv_source: int64 ``(b, N)`` index into the row's kept tokens, for ``kv_write="propagate"``.
         inside: ask :meth:`PolicyRun.plan_branch` per layer or per branch; excludes ``keep``.
         stop_after: the picture is finished after this scale.
-        shape_key: equal keys promise equal tensor shapes.
     """
 
     run: bool = True
@@ -127,7 +126,6 @@ class ScalePlan:
     kv_source: Tensor | None = None
     inside: Literal["layer", "branch"] | None = None
     stop_after: bool = False
-    shape_key: Hashable = None
 
     def __post_init__(self) -> None:
         if self.keep is not None:

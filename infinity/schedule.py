@@ -74,10 +74,6 @@ class ScaleSchedule:
             out.append(total)
         return tuple(out)
 
-    @property
-    def total_tokens(self) -> int:
-        return self.offsets[-1]
-
     def latent_grids(self, patchify: bool) -> tuple[Grid, ...]:
         """Tokenizer grids: the token grids, doubled when one token covers 2×2 latent cells."""
         factor = 2 if patchify else 1

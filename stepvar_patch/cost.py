@@ -100,10 +100,6 @@ class PlanCost:
         """Transformer FLOPs of the call, text encoder and image decoder left out."""
         return self.text_flops + sum(scale.flops for scale in self.scales)
 
-    @property
-    def peak_cache_bytes(self) -> int:
-        return max(scale.cache_bytes for scale in self.scales)
-
 
 def plan_cost(
     policy: PruningPolicy,

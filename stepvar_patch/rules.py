@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from math import floor
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
 from infinity.errors import UserError
-from infinity.policy import Rows, ScalePlan
+from infinity.policy import Rows
 from infinity.schedule import ScaleSchedule
 
 
@@ -32,14 +32,6 @@ class ScaleRule:
     run: bool = True
     guidance: Annotated[float, Ge(0)] | None = None
     guidance_echo: Annotated[float, Ge(0)] = 0.0
-
-    def plan(self, **answers: Any) -> ScalePlan:
-        """The plan of a scale under this rule; ``answers`` are further fields of ``ScalePlan``."""
-        if not self.run:
-            return ScalePlan(run=False)
-        return ScalePlan(
-            rows=self.rows, guidance=self.guidance, guidance_echo=self.guidance_echo, **answers
-        )
 
 
 Scales = Mapping[str | int, ScaleRule]

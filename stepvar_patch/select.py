@@ -14,20 +14,6 @@ from torch.nn import functional as F
 
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet
-from stepvar_patch.rules import kept_count
-
-__all__ = [
-    "cells",
-    "energy_share",
-    "kept_count",
-    "lattice",
-    "lattice_score",
-    "min_coverage",
-    "ranks",
-    "split_quota",
-    "spread_ties",
-    "top",
-]
 
 logger = logging.getLogger(__name__)
 
@@ -59,12 +45,6 @@ def spread_ties(scores: Float[Tensor, "rows n"], grid: Grid) -> Float[Tensor, "r
     return scores.float() * slope.float()
 
 
-def lattice(grid: Grid, count: int, rows: int = 1, device: torch.device | str = "cpu") -> KeepSet:
-    """``count`` evenly spread positions, the same in every row."""
-    order = lattice_score(grid, device).sort(descending=True, stable=True).indices
-    return KeepSet.of_rows(order[:count].sort().values.expand(rows, count))
-
-
 def top(scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None) -> KeepSet:
     """The ``count`` highest scores of every row, positions ascending.
 
@@ -79,7 +59,7 @@ def top(scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None) -
 
 
 def energy_share(
-    scores: Float[Tensor, "rows n"], share: float, grid: Grid | None = None, multiple: int = 1
+    scores: Float[Tensor, "rows n"], share: float, grid: Grid | None = None
 ) -> KeepSet:
     """The fewest highest scores that add up to ``share`` of the row's total: counts differ per row.
 
@@ -87,7 +67,6 @@ def energy_share(
         scores: non-negative energies.
         share: in (0, 1].
         grid: of the scale; see :func:`top`.
-        multiple: counts are rounded up to a multiple of this (at most N), so that few shapes occur.
 
     Source: LD-Pruning's rule, spec pruning-methods §6; one device-to-host copy per call.
     """
@@ -96,8 +75,7 @@ def energy_share(
     order = usable.sort(dim=1, descending=True, stable=True).indices
     informative = (scores == usable).all(1, keepdim=True)
     reached = torch.where(informative, usable, 1.0).double().gather(1, order).cumsum(1)
-    counts = (reached < share * reached[:, -1:] * (1 - 1e-12)).sum(1) + 1
-    counts = ((counts + multiple - 1) // multiple * multiple).clamp(max=n)
+    counts = ((reached < share * reached[:, -1:] * (1 - 1e-12)).sum(1) + 1).clamp(max=n)
     places = torch.arange(n, device=order.device).expand_as(order)
     kept = torch.empty_like(order).scatter_(1, order, places) < counts[:, None]
     return KeepSet(kept.nonzero()[:, 1], tuple(counts.tolist()))

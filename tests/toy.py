@@ -9,12 +9,14 @@ from infinity.config import TransformerConfig
 from infinity.policy import DensePolicy, PruningPolicy
 from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
 from infinity.sampling.noise import NoiseSource, PerImageNoise
-from infinity.schedule import ScaleSchedule, scale_schedule
+from infinity.schedule import Grid, ScaleSchedule, scale_schedule
 from infinity.text.base import TextFeatures
 from infinity.timing import NO_TIMER, StageTimer
+from infinity.tokens import KeepSet
 from infinity.transformer.fused import FusedBlocks
 from infinity.transformer.model import InfinityTransformer
 from infinity.transformer.stack import Guidance
+from stepvar_patch.select import lattice_score
 
 
 def toy_model(*, patchify: bool = False, depth: int = 3, seed: int = 0) -> InfinityTransformer:
@@ -100,3 +102,8 @@ def toy_run(
         timer=timer,
         fused=fused,
     )
+
+
+def lattice(grid: Grid, count: int) -> KeepSet:
+    """``count`` evenly spread positions of one row."""
+    return KeepSet.of_rows(lattice_score(grid).topk(count).indices.sort().values[None])

@@ -20,9 +20,9 @@ def quantize_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     return codes.view(weight.shape), scale
 
 
-def dequantize_rows(codes: Tensor, scale: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Inverse of :func:`quantize_rows`."""
-    return (codes.float().flatten(1) * scale.float()[:, None]).view(codes.shape).to(dtype)
+def dequantize_rows(codes: Tensor, scale: Tensor) -> Tensor:
+    """Inverse of :func:`quantize_rows`, fp32."""
+    return (codes.float().flatten(1) * scale.float()[:, None]).view(codes.shape)
 
 
 def compress_state(state: dict[str, Tensor], min_elements: int = 4096) -> dict[str, Tensor]:

@@ -32,16 +32,13 @@ class OfficialModel:
     tokenizer: LazyState
 
 
-def open_official(
-    transformer: Path, tokenizer: Path, *, name: str | None = None, ema: bool = False
-) -> OfficialModel:
+def open_official(transformer: Path, tokenizer: Path, *, name: str | None = None) -> OfficialModel:
     """A released (or likewise stored) model.
 
     Args:
         transformer: slim or training ``.pth``, ``.safetensors``, or a folder of safetensors shards.
         tokenizer: ``.pth`` or ``.safetensors``.
         name: name of the model; a preset's name fixes which released model it must be.
-        ema: of a training checkpoint, take the averaged weights.
 
     Raises:
         UserError: a file is unreadable, unsafe or of another kind; every missing, unexpected and
@@ -49,7 +46,7 @@ def open_official(
     """
     found: list[str] = []
     with collecting(found):
-        transformer_state = read_transformer(transformer, ema=ema)
+        transformer_state = read_transformer(transformer)
     with collecting(found):
         tokenizer_state = read_tokenizer(tokenizer)
     if found:
@@ -75,7 +72,7 @@ def _check_keys(
     match_keys(state.shapes, shapes_of_module(module), str(path))
 
 
-def read_transformer(path: Path, *, ema: bool = False) -> LazyState:
+def read_transformer(path: Path) -> LazyState:
     """The transformer's tensors in any of the released containers.
 
     Raises:
@@ -88,13 +85,11 @@ def read_transformer(path: Path, *, ema: bool = False) -> LazyState:
 
     def select(content: dict[str, Any]) -> dict[str, Any]:
         if "trainer" not in content:
-            if ema:
-                raise UserError(f"{path}: no training checkpoint, so it has no averaged weights")
             return content
-        trainer, key = content["trainer"], "gpt_ema_fsdp" if ema else "gpt_fsdp"
-        if not isinstance(trainer, dict) or not isinstance(trainer.get(key), dict):
-            raise UserError(f"{path}: training checkpoint without trainer.{key}")
-        return trainer[key]
+        trainer = content["trainer"]
+        if not isinstance(trainer, dict) or not isinstance(trainer.get("gpt_fsdp"), dict):
+            raise UserError(f"{path}: training checkpoint without trainer.gpt_fsdp")
+        return trainer["gpt_fsdp"]
 
     return pickle_state(path, select, "an Infinity transformer")
 

@@ -16,6 +16,7 @@ from infinity.ops.fused import usable
 from infinity.ops.fused.uniform import philox_uniform
 
 _MASK = 0xFFFFFFFF
+_ROUNDS = 10
 _ROUND_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
@@ -28,20 +29,19 @@ class NoiseSource(Protocol):
 
 
 def philox_4x32(
-    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor], rounds: int = 10
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Four random 32-bit words per counter, as int64 tensors.
 
     Args:
         counter: four int64 tensors of 32-bit words, broadcastable.
         key: two int64 tensors of 32-bit words, broadcastable.
-        rounds: 10 is the standard strength.
 
     Source: Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011, Philox4x32.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         # The 64-bit products are taken in halves of 16 bits, so that signed int64 never overflows.
         hi0, lo0 = _multiply(c0, _ROUND_MULTIPLIERS[0])
         hi1, lo1 = _multiply(c2, _ROUND_MULTIPLIERS[1])

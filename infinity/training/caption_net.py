@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from infinity.training.source import ImageSource
 
 WIDTHS = (32, 64, 96, 128, 192)
+BATCH = 128
 VOCABULARY_BATCHES = 40
 LEAST_OCCURRENCES = 8
 LEARNING_RATE = 2e-3
@@ -79,7 +80,7 @@ def perceptual_distance(
 
 
 def train_caption_net(
-    source: ImageSource, device: torch.device, seconds: float, max_steps: int, batch_size: int = 128
+    source: ImageSource, device: torch.device, seconds: float, max_steps: int
 ) -> tuple[CaptionNet, dict[str, float]]:
     """A frozen :class:`CaptionNet` trained for so long, and how it went.
 
@@ -88,12 +89,11 @@ def train_caption_net(
         device: where the images are.
         seconds: training time, at least one step.
         max_steps: at most so many steps.
-        batch_size: images per step.
     """
     counts = Counter(
         word
         for _ in range(VOCABULARY_BATCHES)
-        for caption in source.batch(batch_size)[1]
+        for caption in source.batch(BATCH)[1]
         for word in set(_WORD.findall(caption))
     )
     vocabulary = {
@@ -104,7 +104,7 @@ def train_caption_net(
     optimizer = torch.optim.AdamW(net.parameters(), lr=LEARNING_RATE, weight_decay=0.05)
     begun, steps, progress = time.monotonic(), 0, 0.0
     while progress < 1:
-        image, captions = source.batch(batch_size)
+        image, captions = source.batch(BATCH)
         target = _word_table(captions, vocabulary).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             logits = net(image.contiguous(memory_format=torch.channels_last))

@@ -2,7 +2,6 @@
 device.
 """
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,6 @@ from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.tokenizer.quantizer import encode_residuals
 from infinity.training.run import synchronize
 from infinity.training.source import ImageSource
-
-logger = logging.getLogger(__name__)
 
 IMAGE_CHUNK = 64
 TEXT_CHUNK = 512

@@ -30,12 +30,10 @@ class TrainingData:
     Attributes:
         open: seed, and the pictures' height and width (None: as ``held_out``) → source.
         held_out: ``(n, 3, H, W)`` in [-1, 1], on the training device.
-        held_out_captions: one each.
     """
 
     open: Callable[[int, Grid | None], ImageSource]
     held_out: Float[Tensor, "n 3 H W"]
-    held_out_captions: tuple[str, ...]
 
 
 class BatchStream:
@@ -92,5 +90,4 @@ def load_training_data(config: DataConfig, device: torch.device) -> TrainingData
     return TrainingData(
         open=lambda seed, canvas: Composer(rendered, pack.records, seed, canvas),
         held_out=composer.single([r.id for r in kept_back]),
-        held_out_captions=tuple(f"{r.concept}, {r.style} style" for r in kept_back),
     )

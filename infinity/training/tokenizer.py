@@ -1,10 +1,9 @@
 """Trains the BSQ tokenizer: compares quantiser arms for a while, then trains the better one on.
 
-Source: spec bsq-vae §7 and embedded-model, parts C and "Decisions"; deviation: no discriminator and
-no perceptual network.
+Source: spec bsq-vae §7 and embedded-model, parts C and "Decisions"; deviations: no discriminator,
+and the perceptual network, where one is asked for, is trained on the spot (``caption_net.py``).
 """
 
-import logging
 import random
 import time
 from collections.abc import Iterator
@@ -31,8 +30,6 @@ from infinity.training.run import TrainingRun, agreement, start_accelerator, syn
 from infinity.training.source import BatchStream, TrainingData, load_training_data
 from infinity.training.tokenizer_evaluation import evaluate_round_trip
 from infinity.training.tokenizer_objective import StepOutput, TokenizerObjective
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 GAINS_KEY = "quantizer.scale_gains"

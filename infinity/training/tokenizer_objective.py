@@ -28,7 +28,15 @@ GAIN_RATE = 0.02
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Losses of one step (on the device, no host sync) and the latent it decoded."""
+    """What one step gave, on the device; no host sync.
+
+    Attributes:
+        loss: weighted sum of the three below, with its gradient.
+        reconstruction: see :func:`infinity.training.reconstruction_loss.reconstruction_loss`.
+        quantizer: commitment, and for ``straight_through: scales`` entropy.
+        perceptual: distance of the features; 0 without a perceptual network.
+        squared_error: ``(b,)`` mean over pixels and channels, for PSNR.
+    """
 
     loss: Tensor
     reconstruction: Tensor

@@ -4,7 +4,6 @@ Source: spec infinity-transformer §11 and embedded-model, "Recommended recipe";
 2412.04431), sec. 3.
 """
 
-import logging
 import random
 import time
 from dataclasses import asdict, dataclass
@@ -37,8 +36,6 @@ from infinity.training.teacher_forcing import (
 )
 from infinity.training.tokenizer import load_tokenizer
 from infinity.transformer.model import InfinityTransformer
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 

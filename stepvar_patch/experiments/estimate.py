@@ -64,15 +64,14 @@ class Bootstrap:
 
     Args:
         groups: the prompt id of every image; images of one prompt are drawn together.
-        seed: of the resampling.
 
     Source: Efron and Tibshirani 1993, ch. 13 (percentile interval).
     """
 
-    def __init__(self, groups: Sequence[str], seed: int = 0) -> None:
+    def __init__(self, groups: Sequence[str]) -> None:
         names = {name: index for index, name in enumerate(dict.fromkeys(groups))}
         of_image = np.array([names[name] for name in groups], dtype=np.int64)
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         share = np.full(len(names), 1 / max(1, len(names)))
         self._of_image = of_image
         self.weights: NDArray[np.float64] = rng.multinomial(

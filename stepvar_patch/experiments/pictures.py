@@ -14,6 +14,7 @@ from torch import Tensor
 from infinity.errors import UserError
 
 _READERS = min(16, os.cpu_count() or 1)
+_BATCH = 64
 
 
 def read_picture(path: Path) -> UInt8[Tensor, "h w 3"]:
@@ -29,20 +30,20 @@ def read_picture(path: Path) -> UInt8[Tensor, "h w 3"]:
         raise UserError(f"{path}: not a readable picture ({error})") from error
 
 
-def read_batches(paths: Sequence[Path], size: int = 64) -> Iterator[UInt8[Tensor, "b h w 3"]]:
-    """The pictures in order, ``size`` at a time; the next ones are read while a batch is used.
+def read_batches(paths: Sequence[Path]) -> Iterator[UInt8[Tensor, "b h w 3"]]:
+    """The pictures in order, 64 at a time; the next ones are read while a batch is used.
 
     Raises:
         UserError: one is unreadable or has another size than the first.
     """
     shape: tuple[int, ...] | None = None
     with ThreadPoolExecutor(_READERS) as pool:
-        ahead = [pool.map(read_picture, paths[:size])]
-        for start in range(0, len(paths), size):
-            ahead.append(pool.map(read_picture, paths[start + size : start + 2 * size]))
+        ahead = [pool.map(read_picture, paths[:_BATCH])]
+        for start in range(0, len(paths), _BATCH):
+            ahead.append(pool.map(read_picture, paths[start + _BATCH : start + 2 * _BATCH]))
             images = list(ahead.pop(0))
             shape = shape or tuple(images[0].shape)
-            for image, path in zip(images, paths[start : start + size], strict=True):
+            for image, path in zip(images, paths[start : start + _BATCH], strict=True):
                 if tuple(image.shape) != shape:
                     found = f"{image.shape[0]} × {image.shape[1]}"
                     raise UserError(

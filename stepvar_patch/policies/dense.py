@@ -1,13 +1,12 @@
 """No pruning: every token, less the scales and guidance rows that the rules drop."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
 from infinity.errors import UserError
 from infinity.policy import PolicyRequest, PolicyRun, ScalePlan, ScaleView
 from stepvar_patch.policies.ruled import RuledRun
-from stepvar_patch.rules import ScaleRule
+from stepvar_patch.rules import Scales
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +19,7 @@ class DensePolicy:
 
     replayable: ClassVar[bool] = True
     kind: Literal["dense"] = "dense"
-    scales: Mapping[str | int, ScaleRule] = field(default_factory=dict)
+    scales: Scales = field(default_factory=dict)
 
     @property
     def name(self) -> str:

@@ -3,7 +3,7 @@
 Shape legend: B images, b rows (conditional first), N positions of the scale, C width.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Annotated, ClassVar, Literal
 
@@ -24,30 +24,20 @@ from infinity.schedule import Grid
 from infinity.tokens import KeepSet
 from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun, layer_range
-from stepvar_patch.rules import ScaleRule
+from stepvar_patch.rules import ScaleRule, Scales
 from stepvar_patch.select import cells, min_coverage, top
 from stepvar_patch.upsample import Restoration, code_restore, nearest_source, stream_restore
 
 Score = Callable[[Float[Tensor, "b n width"], int, Grid, int], Float[Tensor, "b n"]]
 """``(features, scale, grid, tokens to keep) → scores``, higher = keep."""
 
-SAFE: Mapping[str | int, ScaleRule] = {
-    "-3": ScaleRule(keep_ratio=0.7),
-    "-2": ScaleRule(keep_ratio=0.6),
-    "-1": ScaleRule(keep_ratio=0.6),
-}
-BALANCED: Mapping[str | int, ScaleRule] = {
+BALANCED: Scales = {
     "-4": ScaleRule(keep_ratio=0.6),
     "-3": ScaleRule(keep_ratio=0.5),
     "-2": ScaleRule(keep_ratio=0.5),
     "-1": ScaleRule(keep_ratio=0.5),
 }
-FAST: Mapping[str | int, ScaleRule] = {
-    "-4": ScaleRule(keep_ratio=0.5),
-    "-3": ScaleRule(keep_ratio=0.4),
-    "-2": ScaleRule(keep_ratio=0.4),
-    "-1": ScaleRule(keep_ratio=0.3),
-}
+"""The ratios of ``configs/pruning/stepvar_balanced.yaml``: half of the dense FLOPs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +64,7 @@ class Selection:
     """
 
     replayable: ClassVar[bool] = True
-    scales: Mapping[str | int, ScaleRule] = field(default_factory=lambda: dict(BALANCED))
+    scales: Scales = field(default_factory=lambda: dict(BALANCED))
     scope: Literal["scale", "layer", "branch"] = "scale"
     layers: tuple[Annotated[float, Ge(0), Le(1)], Annotated[float, Ge(0), Le(1)]] = (0.0, 1.0)
     scored_rows: Literal["cond", "own", "mean"] = "cond"

@@ -29,7 +29,7 @@ class LogisticFit:
     scales.
 
     Attributes:
-        mean, scale: standardise each feature, in the order of ``skipvar_features.FEATURES``.
+        mean, scale: standardise each feature, in the order of ``preview_features``.
         weights: one row per class, one number per feature.
         bias: one number per class.
     """

@@ -5,8 +5,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-FEATURES = ("edge_change", "high_frequency_share")
-
 
 def preview_features(
     older: Float[Tensor, "b 3 h w"], newer: Float[Tensor, "b 3 h w"]

@@ -34,7 +34,7 @@ class SkipRuns:
     """What full and reduced runs of the same prompts and seeds show.
 
     Attributes:
-        features: ``(n, 2)``, in the order of ``skipvar_features.FEATURES``.
+        features: ``(n, 2)``, in the order of ``preview_features``.
         drop_similarity: ``(n, s)`` to the full run, with the last 1 … s scales left out.
         rows_similarity: ``(n, s)`` with the last 1 … s scales run without unconditional rows.
     """

@@ -26,9 +26,7 @@ BATCH = 8
 
 def steps(tokenizer_dir: str, folder: Path) -> None:
     toys = squares(32)
-    data = TrainingData(
-        lambda seed, canvas: Squares((32, 32), 1), toys.held_out, toys.held_out_captions
-    )
+    data = TrainingData(lambda seed, canvas: Squares((32, 32), 1), toys.held_out)
     images = CONFIG.cache_images * int(os.environ.get("WORLD_SIZE", "1"))
     config = replace(
         CONFIG, output_dir=str(folder), tokenizer_dir=tokenizer_dir, cache_images=images

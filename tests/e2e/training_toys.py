@@ -38,10 +38,8 @@ class Squares:
 
 def squares(side_px: int, device: str = "cpu") -> TrainingData:
     square = (side_px, side_px)
-    images, captions = Squares(square, 10**6, device).batch(8)
-    return TrainingData(
-        lambda seed, canvas: Squares(canvas or square, seed, device), images, tuple(captions)
-    )
+    images, _ = Squares(square, 10**6, device).batch(8)
+    return TrainingData(lambda seed, canvas: Squares(canvas or square, seed, device), images)
 
 
 def files(folder: Path) -> set[str]:

@@ -244,16 +244,6 @@ def test_official_containers_open_in_place(
     assert_equal(loaded(TRANSFORMER, model.transformer), transformer)
 
 
-def test_averaged_weights_on_request(
-    tmp_path: Path, transformer: State, tokenizer_file: Path
-) -> None:
-    path = save_training(transformer, tmp_path / "weights")
-    model = open_official(path, tokenizer_file, ema=True)
-    assert torch.equal(model.transformer["head.bias"], transformer["head.bias"] + 1)
-    with pytest.raises(UserError, match="no averaged weights"):
-        open_official(save_pth(transformer, tmp_path / "slim"), tokenizer_file, ema=True)
-
-
 class Bomb:
     def __reduce__(self) -> tuple[Callable[[str], None], tuple[str]]:
         return exec, ("raise SystemExit('the pickle ran')",)

@@ -16,7 +16,7 @@ from stepvar_patch.cost import plan_cost, solve, speedup
 from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.policies import DensePolicy as RuledDense
 from stepvar_patch.policies import StepVARPolicy
-from stepvar_patch.policies.selection import BALANCED, FAST, SAFE
+from stepvar_patch.policies.selection import BALANCED
 from stepvar_patch.rules import ScaleRule, Scales
 from tests.toy import toy_run, toy_settings, toy_text
 
@@ -34,9 +34,7 @@ def keeping(*ratios: float) -> Scales:
 
 
 PLANS: list[tuple[Scales, float, float]] = [
-    (SAFE, 1.56, 1.50),
     (BALANCED, 2.00, 1.89),
-    (FAST, 2.67, 2.49),
     (keeping(0.6, 0.6), 1.44, 1.40),
     (keeping(0.4, 0.4, 0.4), 2.17, 2.04),
     (keeping(0.6, 0.5, 0.4, 0.3), 2.51, 2.34),
@@ -106,12 +104,12 @@ def test_impossible_targets_are_refused() -> None:
 def test_cache_bytes_count_rows_layers_and_precision() -> None:
     model = PRESETS["infinity-2b"]
     cost = plan_cost(RuledDense(), model, request(model, images=3))
-    assert cost.peak_cache_bytes == 3 * 2 * 32 * 2 * 2048 * (10521 - 4096) * 2
+    assert cost.scales[-1].cache_bytes == 3 * 2 * 32 * 2 * 2048 * (10521 - 4096) * 2
     assert cost.scales[-1].cache_bytes == cost.scales[-2].cache_bytes
     pruned = plan_cost(StepVARPolicy(), model, request(model, images=3))
     assert pruned.scales[11].kept == 1152
     dropped = (1024 - 615) + (1600 - 800) + (2304 - 1152)
-    assert pruned.peak_cache_bytes == 3 * 2 * 32 * 2 * 2048 * (10521 - 4096 - dropped) * 2
+    assert pruned.scales[-1].cache_bytes == 3 * 2 * 32 * 2 * 2048 * (10521 - 4096 - dropped) * 2
     alone = plan_cost(RuledDense(), model, request(model, guidance_rows=1))
     assert alone.scales[0].rows == 1
 

@@ -3,7 +3,6 @@
 import pytest
 
 from infinity.errors import UserError
-from infinity.policy import ScalePlan
 from infinity.schedule import scale_schedule
 from stepvar_patch.rules import ScaleRule, kept_count, resolve
 
@@ -51,9 +50,3 @@ def test_rows_once_dropped_stay_dropped() -> None:
 def test_dropping_every_scale_is_refused() -> None:
     with pytest.raises(UserError, match="every scale"):
         resolve({si: ScaleRule(run=False) for si in range(7)}, SCHEDULE)
-
-
-def test_a_rule_becomes_a_plan() -> None:
-    assert ScaleRule(run=False).plan(inside="layer") == ScalePlan(run=False)
-    plan = ScaleRule(rows="cond", guidance=1.5).plan(inside="layer")
-    assert (plan.rows, plan.guidance, plan.inside) == ("cond", 1.5, "layer")

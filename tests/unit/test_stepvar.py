@@ -19,9 +19,9 @@ from stepvar_patch.rules import ScaleRule
 from stepvar_patch.scores.layer_change import resize_scores
 from stepvar_patch.scores.structure import principal_directions, structure_score
 from stepvar_patch.scores.texture import texture_score
-from stepvar_patch.select import lattice, spread_ties
+from stepvar_patch.select import spread_ties
 from stepvar_patch.upsample import nearest_source
-from tests.toy import toy_model, toy_run, toy_text
+from tests.toy import lattice, toy_model, toy_run, toy_text
 
 SCHEDULE = scale_schedule(1.0, "0.06M")
 GRID, N = (16, 16), 256

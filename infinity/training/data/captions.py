@@ -46,10 +46,9 @@ def is_held_out(concept: str, style: str) -> bool:
     return int.from_bytes(digest[:4], "big") / 2**32 < _HELD_OUT
 
 
-def plain_caption(record: Record, background: str = "white") -> str:
-    """The caption of one drawing with article and style; a white background goes unsaid."""
-    ending = "" if background == "white" else f" on {with_article(background)} background"
-    return f"{with_article(record.concept)}, {record.style} style{ending}"
+def plain_caption(record: Record) -> str:
+    """The caption of one drawing on white with article and style; the background goes unsaid."""
+    return f"{with_article(record.concept)}, {record.style} style"
 
 
 def single_caption(record: Record, background: str, rng: Random) -> str:

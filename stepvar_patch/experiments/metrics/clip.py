@@ -114,7 +114,6 @@ def from_open_clip(
     *,
     vision_heads: int,
     text_heads: int,
-    activation: str = "gelu",
 ) -> Any:
     """A transformers CLIP model with the weights of an OpenCLIP state dict.
 
@@ -123,7 +122,6 @@ def from_open_clip(
         path: names the file in sentences.
         vision_heads: attention heads, which the shapes do not tell.
         text_heads: likewise.
-        activation: of the feed-forward layers.
 
     Raises:
         UserError: the tensors are not those of a CLIP model.
@@ -146,7 +144,7 @@ def from_open_clip(
                 "num_attention_heads": vision_heads,
                 "image_size": grid * patch.shape[-1],
                 "patch_size": patch.shape[-1],
-                "hidden_act": activation,
+                "hidden_act": "gelu",
             },
             "text_config": {
                 "hidden_size": text,
@@ -155,7 +153,7 @@ def from_open_clip(
                 "num_attention_heads": text_heads,
                 "vocab_size": vocabulary,
                 "max_position_embeddings": longest,
-                "hidden_act": activation,
+                "hidden_act": "gelu",
                 "eos_token_id": vocabulary - 1,
                 "bos_token_id": vocabulary - 2,
             },
