@@ -21,9 +21,9 @@ from infinity.errors import UserError
 from infinity.loading import open_model, own_text_encoder, resolve_device, resolve_dtype
 from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy, PruningPolicy
-from infinity.sampling.loop import SamplingSettings, ScaleEnd
+from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import GeneratorNoise, NoiseSource, PerImageNoise
-from infinity.sampling.settings import PerScale, resolve_settings
+from infinity.sampling.settings import PerScale, SamplingSettings, resolve_settings
 from infinity.schedule import ScaleSchedule
 from infinity.text import TextEncoder, TextFeatures, load_text_encoder
 from infinity.timing import NO_TIMER, StageClock, StageTimer

@@ -1,21 +1,25 @@
 """A toy transformer with random weights that react to everything, and ways to run it."""
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
 from infinity.config import TransformerConfig
 from infinity.policy import DensePolicy, PruningPolicy
-from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
+from infinity.sampling.loop import ScaleEnd, generate_latents
 from infinity.sampling.noise import NoiseSource, PerImageNoise
+from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import Grid, ScaleSchedule, scale_schedule
 from infinity.text.base import TextFeatures
 from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokens import KeepSet
+from infinity.transformer.call_state import CallState
 from infinity.transformer.fused import FusedBlocks
+from infinity.transformer.guidance import Guidance
 from infinity.transformer.model import InfinityTransformer
-from infinity.transformer.stack import Guidance
 from stepvar_patch.select import lattice_score
 
 
@@ -102,6 +106,19 @@ def toy_run(
         timer=timer,
         fused=fused,
     )
+
+
+def remembered_calls(monkeypatch: pytest.MonkeyPatch) -> list[CallState]:
+    """Takes the state of every call from now on, which the loop itself forgets."""
+    calls: list[CallState] = []
+    original = CallState.__init__
+
+    def remembered(self: CallState, *args: Any, **kwargs: Any) -> None:
+        original(self, *args, **kwargs)
+        calls.append(self)
+
+    monkeypatch.setattr(CallState, "__init__", remembered)
+    return calls
 
 
 def lattice(grid: Grid, count: int) -> KeepSet:

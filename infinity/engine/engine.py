@@ -11,8 +11,9 @@ from infinity.engine.graphs import CallKey, Memory, Recording
 from infinity.errors import UserError
 from infinity.ops.fused import why_not
 from infinity.policy import PruningPolicy
-from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
+from infinity.sampling.loop import ScaleEnd, generate_latents
 from infinity.sampling.noise import NoiseSource, PerImageNoise
+from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
 from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokenizer.autoencoder import Decoder

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from infinity.policy import PruningPolicy
-from infinity.sampling.loop import Around, SamplingSettings, ScaleEnd
+from infinity.sampling.loop import Around, ScaleEnd
 from infinity.sampling.noise import PerImageNoise
+from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
 from infinity.timing import StageTimer
 from infinity.transformer.fused import text_room

@@ -1,17 +1,8 @@
-"""From bit logits to bits: guidance on logits, truncation, and sampling (spec:
-infinity-transformer §7.1, §7.5).
-"""
+"""From bit logits to bits: truncation and sampling (spec: infinity-transformer §7.5)."""
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
-
-
-def guide(
-    cond: Float[Tensor, "..."], uncond: Float[Tensor, "..."], scale: float
-) -> Float[Tensor, "..."]:
-    """``scale · cond + (1 − scale) · uncond``: 1 is no guidance, larger follows the prompt more."""
-    return scale * cond + (1 - scale) * uncond
 
 
 def truncate(

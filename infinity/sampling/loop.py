@@ -8,10 +8,11 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from infinity.policy import PolicyRequest, PolicyRun, PruningPolicy, Rows, ScalePlan, ScaleView
-from infinity.sampling.bits import guide, sample_bits, truncate
+from infinity.policy import PolicyRequest, PolicyRun, PruningPolicy, ScalePlan, ScaleView
+from infinity.sampling.bits import sample_bits, truncate
 from infinity.sampling.echo import GuidanceEcho
 from infinity.sampling.noise import NoiseSource
+from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import Grid, ScaleSchedule
 from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokenizer.quantizer import (
@@ -22,39 +23,15 @@ from infinity.tokenizer.quantizer import (
     tokens_to_bits,
 )
 from infinity.tokens import pack
+from infinity.transformer.call_state import CacheMemory, CallState
 from infinity.transformer.fused import FusedBlocks
+from infinity.transformer.guidance import guide
 from infinity.transformer.model import InfinityTransformer, TextConditioning
-from infinity.transformer.stack import BlockStack, CacheMemory, Guidance, StackOutput
+from infinity.transformer.stack import BlockStack, StackOutput
 
 Around = Callable[[int], AbstractContextManager]
 """``scale → context`` in which everything of that scale happens; −1 is what comes before the first.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class SamplingSettings:
-    """How to sample, resolved: one value per scale where scales may differ.
-
-    Attributes:
-        guidance_scale: per scale; 1 is off.
-        temperature: per scale, > 0.
-        top_k, top_p: see :func:`infinity.sampling.bits.truncate`.
-        guidance: where the guidance halves meet.
-    """
-
-    guidance_scale: tuple[float, ...]
-    temperature: tuple[float, ...]
-    top_k: int
-    top_p: float
-    guidance: Guidance
-
-    @property
-    def guided(self) -> bool:
-        return any(scale != 1 for scale in self.guidance_scale)
-
-    def guided_from(self, si: int) -> bool:
-        """Whether the unconditional half can still matter at scale ``si`` or later."""
-        return any(scale != 1 for scale in self.guidance_scale[si:])
 
 
 @dataclass(frozen=True)
@@ -118,20 +95,20 @@ def generate_latents(
     patchify = model.config.patchify
     latent_grids = schedule.latent_grids(patchify)
     request = PolicyRequest(
-        schedule,
-        images,
-        len(text.lengths) // images,
-        model.config.depth,
-        model.config.width,
-        model.config.heads,
-        patchify,
-        model.device.type,
-        tuple(settings.guided_from(si) for si in range(len(schedule))),
-        settings.guidance.logits,
+        schedule=schedule,
+        images=images,
+        guidance_rows=len(text.lengths) // images,
+        layers=model.config.depth,
+        width=model.config.width,
+        heads=model.config.heads,
+        patchify=patchify,
+        device_type=model.device.type,
+        guided=tuple(settings.guided_from(si) for si in range(len(schedule))),
+        rows_live=settings.guidance.logits,
     )
     with around(-1):
         run = policy.start(request)
-        stack = BlockStack(
+        call = CallState(
             model,
             text,
             schedule,
@@ -146,16 +123,15 @@ def generate_latents(
         latent = torch.zeros(
             images, model.config.codebook_dim, *latent_grids[-1], device=model.device
         )
-    codes, echo = None, GuidanceEcho()
+    stack, codes, echo = BlockStack(call), None, GuidanceEcho()
     timer.mark("conditioning")
     for si, grid in enumerate(schedule.grids):
         with around(si):
-            if stack.rows == "both" and not settings.guided_from(si):
-                stack.drop_rows("cond")
+            if call.rows == "both" and not settings.guided_from(si):
+                call.keep_half("cond")
             timer.mark("pack", si)
-            view = ScaleView(
-                latent, codes, _embed(stack, latent, si, latent_grids), grid, stack.rows, decode
-            )
+            x = _embed(call, latent, si, latent_grids)
+            view = ScaleView(latent, codes, x, grid, call.rows, decode)
             timer.mark("next_input", si)
             plan = run.plan_scale(si, view)
             timer.mark("select", si)
@@ -163,10 +139,9 @@ def generate_latents(
             timer.mark("sampling", si)
             if not plan.run:
                 continue
-            x = view.x
-            if plan.rows != "both" and plan.rows != stack.rows:
-                x = _rows_of(x, stack.rows, plan.rows, images)
-                stack.drop_rows(plan.rows)
+            if plan.rows not in ("both", call.rows):
+                call.keep_half(plan.rows)
+                x = call.active(x)
             scale = settings.guidance_scale[si] if plan.guidance is None else plan.guidance
             last = si + 1 == len(schedule) or plan.stop_after
             out = stack.run(si, x, plan, run, scale, last)
@@ -174,7 +149,7 @@ def generate_latents(
                 echo.hear(out.tokens, grid)
             elif plan.guidance_echo:
                 out = replace(out, tokens=echo.added(out.tokens, grid, plan.guidance_echo))
-            logits = _logits(stack, out, settings, scale, settings.temperature[si], run, si)
+            logits = _logits(call, out, settings, scale, settings.temperature[si], run, si)
             timer.mark("head", si)
             bits = _sample(logits, draws, plan, settings, grid, images)
             timer.mark("sampling", si)
@@ -182,9 +157,9 @@ def generate_latents(
             if si < len(forced_bits):
                 codes = codes_from_bits(forced_bits[si], gain)
             elif plan.restore_codes is not None and plan.keep is not None:
-                signs = bits.float() * 2 - 1
                 amplitude = model.config.codebook_dim**-0.5 if gain is None else gain
-                dense = plan.restore_codes(signs * amplitude, plan.keep, view)
+                kept_codes = (bits.float() * 2 - 1) * amplitude
+                dense = plan.restore_codes(kept_codes, plan.keep, view)
                 codes = tokens_to_bits(dense, latent_grids[si], patchify).movedim(-1, 1)
                 timer.mark("restore", si)
             else:
@@ -200,22 +175,17 @@ def generate_latents(
     return latent
 
 
-def _embed(stack: BlockStack, latent: Tensor, si: int, latent_grids: tuple[Grid, ...]) -> Tensor:
-    model = stack.model
+def _embed(call: CallState, latent: Tensor, si: int, latent_grids: tuple[Grid, ...]) -> Tensor:
+    """Input of scale ``si``, ``(b, N, C)``, for the rows that still run."""
+    model = call.model
     if si == 0:
-        return model.embed_start(stack.active(stack.text.sos))
+        return model.embed_start(call.active(call.text.sos))
     x = model.embed_tokens(next_scale_input(latent, latent_grids[si], model.config.patchify), si)
-    return x.repeat(2, 1, 1) if stack.rows == "both" else x
-
-
-def _rows_of(x: Tensor, have: Rows, want: Rows, images: int) -> Tensor:
-    if have != "both":
-        raise ValueError(f"rows {want!r} asked for, but only {have!r} rows are left")
-    return x[:images] if want == "cond" else x[images:]
+    return x.repeat(2, 1, 1) if call.rows == "both" else x
 
 
 def _logits(
-    stack: BlockStack,
+    call: CallState,
     out: StackOutput,
     settings: SamplingSettings,
     scale: float,
@@ -224,17 +194,17 @@ def _logits(
     si: int,
 ) -> Tensor:
     """``(T, D, 2)`` logits of the picture's tokens, after temperature and guidance."""
-    tokens, images = out.tokens, stack.images
+    tokens, images = out.tokens, call.images
     combine = settings.guidance.logits and scale != 1 and out.rows == "both"
     listening = "logits" in policy.events
     if out.rows == "both" and not combine and not (listening and settings.guidance.logits):
         tokens = tokens.slice_rows(0, images)
-    condition = stack.active(stack.text.sos)[: tokens.rows]
+    condition = call.active(call.text.sos)[: tokens.rows]
     if tokens.uniform:
         x = tokens.x.unflatten(0, (tokens.rows, tokens.max_seqlen))
-        logits = stack.model.logits(x, condition[:, None]).flatten(0, 1)
+        logits = call.model.logits(x, condition[:, None]).flatten(0, 1)
     else:
-        logits = stack.model.logits(tokens.x[None], condition[tokens.row_ids()][None])[0]
+        logits = call.model.logits(tokens.x[None], condition[tokens.row_ids()][None])[0]
     if listening:
         halves = (logits, None) if tokens.rows == images else logits.chunk(2)
         policy.after("logits", si, -1, None, halves)

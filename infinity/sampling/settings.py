@@ -1,15 +1,41 @@
-"""From what a caller gives to :class:`SamplingSettings`: one value per scale, checked."""
+"""How to sample: one value per scale, checked, from what a caller gives."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Real
 
 from infinity.config import SamplingDefaults
 from infinity.errors import Mistakes, UserError, collecting
-from infinity.sampling.loop import SamplingSettings
-from infinity.transformer.stack import Guidance
+from infinity.transformer.guidance import Guidance
 
 PerScale = float | Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingSettings:
+    """How to sample, resolved: one value per scale where scales may differ.
+
+    Attributes:
+        guidance_scale: per scale; 1 is off.
+        temperature: per scale, > 0.
+        top_k, top_p: see :func:`infinity.sampling.bits.truncate`.
+        guidance: where the guidance halves meet.
+    """
+
+    guidance_scale: tuple[float, ...]
+    temperature: tuple[float, ...]
+    top_k: int
+    top_p: float
+    guidance: Guidance
+
+    @property
+    def guided(self) -> bool:
+        return any(scale != 1 for scale in self.guidance_scale)
+
+    def guided_from(self, si: int) -> bool:
+        """Whether the unconditional half can still matter at scale ``si`` or later."""
+        return any(scale != 1 for scale in self.guidance_scale[si:])
 
 
 def resolve_settings(

@@ -47,6 +47,10 @@ class Rope:
     sin: Tensor
 
 
+GATE_SA, GATE_FFN, SCALE_SA, SCALE_FFN, SHIFT_SA, SHIFT_FFN = range(6)
+"""Places of the adaLN parameters in a block's table, in the order of :class:`Modulation`."""
+
+
 @dataclass(frozen=True)
 class Modulation:
     """The six adaLN parameters of a block, each broadcastable to ``(R, M, C)``, fp32."""

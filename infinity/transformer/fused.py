@@ -7,13 +7,12 @@ both operands.
 Shape legend: T tokens of all rows end to end, b rows, C width, H heads, K head dim.
 """
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int32
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from infinity.ops.attention import KeyValues
@@ -23,20 +22,23 @@ from infinity.ops.fused.residual_norm import (
     Branch,
     Quantised,
     RowsOf,
-    quantise_rows,
     residual_norm,
 )
 from infinity.ops.fused.rotate import Phases, Slots, rotate_and_cache
 from infinity.ops.fused.text_attention import text_attention
 from infinity.policy import Branch as BranchName
 from infinity.tokens import PackedTokens
-from infinity.transformer.block import Block, head_scales
-from infinity.transformer.model import InfinityTransformer
+from infinity.transformer.block import (
+    GATE_FFN,
+    GATE_SA,
+    SCALE_FFN,
+    SCALE_SA,
+    SHIFT_FFN,
+    SHIFT_SA,
+)
+from infinity.transformer.fused_weights import FusedLayer
+from infinity.transformer.model import InfinityTransformer, TextConditioning
 
-GATE_SA, GATE_FFN, SCALE_SA, SCALE_FFN, SHIFT_SA, SHIFT_FFN = range(6)
-
-
-_log = logging.getLogger(__name__)
 _TEXT_STEP = 64
 _FP8_TOKENS = 512
 """Fewer tokens are multiplied in the weights' dtype, which is as fast there (H200); cuBLASLt has no
@@ -52,66 +54,25 @@ def text_room(text_rows: int, prompts: int) -> int:
     return -(-text_rows // step) * step
 
 
-class _Product:
-    """A matrix product with bias, in the weight's dtype or in fp8."""
+@dataclass(frozen=True)
+class FusedText:
+    """What fused blocks read of the text, for the rows that run.
 
-    def __init__(self, weight: Tensor, bias: Tensor, fp8: bool) -> None:
-        self.weight, self.bias = weight, bias.to(weight.dtype)
-        self.small = quantise_rows(weight) if fp8 else None
-        self._unsupported: set[int] = set()
+    Attributes:
+        keys_values: of all prompts' rows, ``(room, 2, H, K)`` per layer.
+        cu_seqlens: row boundaries in ``keys_values``; need not start at 0.
+        modulation: ``(layers, b, 6, C)``, fp32.
+    """
 
-    def __call__(self, h: Tensor | Quantised) -> Tensor:
-        if isinstance(h, Tensor):
-            return F.linear(h, self.weight, self.bias)
-        assert self.small is not None
-        if len(h.values) not in self._unsupported:
-            try:
-                return self._scaled(h, self.small)
-            except RuntimeError as error:
-                if "NOT_SUPPORTED" not in str(error):
-                    raise
-                self._unsupported.add(len(h.values))
-                shape = (len(h.values), *self.weight.shape)
-                _log.warning("fp8: cuBLASLt has no product of %s; it runs in bf16", shape)
-        exact = h.values.to(self.weight.dtype) * h.scale[:, None].to(self.weight.dtype)
-        return F.linear(exact, self.weight, self.bias)
+    keys_values: list[Tensor]
+    cu_seqlens: Int32[Tensor, " b1"]
+    modulation: Float[Tensor, "layers b 6 width"]
 
-    def _scaled(self, h: Quantised, small: Quantised) -> Tensor:
-        return torch._scaled_mm(
-            h.values,
-            small.values.t(),
-            scale_a=h.scale[:, None],
-            scale_b=small.scale[None],
-            bias=self.bias,
-            out_dtype=self.weight.dtype,
-            use_fast_accum=True,
+    def of_rows(self, start: int, stop: int) -> "FusedText":
+        """Rows ``[start, stop)`` as views."""
+        return FusedText(
+            self.keys_values, self.cu_seqlens[start : stop + 1], self.modulation[:, start:stop]
         )
-
-    def gelu(self, h: Tensor) -> Tensor:
-        """The tanh-approximated GELU of the product, in its epilogue where the device has one."""
-        if h.is_cuda:
-            return torch._addmm_activation(self.bias, h, self.weight.t(), use_gelu=True)
-        return F.gelu(self(h), approximate="tanh")
-
-
-class _Layer:
-    """A block's parameters in the form that the kernels read."""
-
-    def __init__(self, block: Block, fp8: bool) -> None:
-        sa, ca, ffn = block.sa, block.ca, block.ffn
-        self.heads, self.head_dim, self.eps = sa.heads, sa.head_dim, block.eps
-        bias = torch.cat([sa.q_bias, sa.zero_k_bias, sa.v_bias])
-        self.qkv = _Product(sa.mat_qkv.weight, bias, fp8)
-        self.head_scales = head_scales(sa.scale_mul_1H11).flatten().contiguous()
-        self.proj = _linear(sa.proj, fp8)
-        self.text_norm = Affine(block.ca_norm.weight.float(), block.ca_norm.bias.float())
-        self.text_q, self.text_proj = _linear(ca.mat_q, False), _linear(ca.proj, False)
-        self.text_kv = _Product(ca.mat_kv.weight, torch.cat([ca.zero_k_bias, ca.v_bias]), False)
-        self.up, self.down = _linear(ffn.fc1, fp8), _linear(ffn.fc2, fp8)
-
-
-def _linear(layer: nn.Linear, fp8: bool) -> _Product:
-    return _Product(layer.weight, layer.bias, fp8)
 
 
 @dataclass(frozen=True)
@@ -123,9 +84,7 @@ class Surroundings:
         tokens: their layout; its ``x`` is not read.
         reserve: ``layer → (slots of the new keys and values, everything the queries see)``.
         attend: self-attention of ``(T, H, K)`` queries.
-        text_kv: keys and values of the text, per layer.
-        cu_seqlens_text: row boundaries in ``text_kv``.
-        modulation: ``(layers, b, 6, C)``, fp32.
+        text: of the rows at hand.
     """
 
     rows: RowsOf
@@ -133,9 +92,7 @@ class Surroundings:
     tokens: PackedTokens
     reserve: Callable[[int], tuple[Slots, KeyValues]]
     attend: Callable[[Tensor, KeyValues], Tensor]
-    text_kv: list[Tensor]
-    cu_seqlens_text: Int32[Tensor, " b1"]
-    modulation: Float[Tensor, "layers b 6 width"]
+    text: FusedText
 
 
 class FusedBlocks:
@@ -143,29 +100,30 @@ class FusedBlocks:
 
     Args:
         model: its parameters must not be replaced afterwards.
-        fp8: run the four large products of every block in fp8; needs compute capability 8.9.
+        fp8: run the four large products of every block in fp8; needs compute capability 9.0.
     """
 
     def __init__(self, model: InfinityTransformer, *, fp8: bool = False) -> None:
         blocks = list(model.layers())
         with torch.no_grad():
-            self.layers = [_Layer(block, fp8) for block in blocks]
+            self.layers = [FusedLayer(block, fp8) for block in blocks]
             self.tables = torch.stack([block.ada_gss[0].float() for block in blocks])
         self.fp8 = fp8
         self.dtype = blocks[0].sa.mat_qkv.weight.dtype
 
-    def modulation(self, shared: Float[Tensor, "b 6 width"]) -> Float[Tensor, "layers b 6 width"]:
-        """All blocks' adaLN parameters."""
-        return self.tables + shared
+    def text(self, text: TextConditioning) -> FusedText:
+        """The text of a call as the blocks read it: their own keys, values and adaLN parameters.
 
-    def text_keys_values(self, context: Float[Tensor, "n width"], prompts: int) -> list[Tensor]:
-        """``(room, 2, H, K)`` per layer; what lies beyond the ``n`` rows stands for nothing."""
-        beyond = text_room(len(context), prompts) - len(context)
+        What lies beyond the text's rows in ``keys_values`` stands for nothing.
+        """
+        context = text.context
+        beyond = text_room(len(context), len(text.lengths)) - len(context)
         context = F.pad(context.to(self.dtype), (0, 0, 0, beyond))
-        return [
+        keys_values = [
             layer.text_kv(context).unflatten(-1, (2, layer.heads, layer.head_dim))
             for layer in self.layers
         ]
+        return FusedText(keys_values, text.cu_seqlens, self.tables + text.shared)
 
     def run(
         self, x: Float[Tensor, "total width"], layers: range, around: Surroundings
@@ -203,13 +161,13 @@ class FusedBlocks:
         around: Surroundings,
         out: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | Quantised | None]:
-        layer, mod = self.layers[index], around.modulation[index]
+        layer, mod = self.layers[index], around.text.modulation[index]
         affine = {
             "self_attention": Affine(mod[:, SCALE_SA], mod[:, SHIFT_SA]),
             "cross_attention": layer.text_norm,
             "ffn": Affine(mod[:, SCALE_FFN], mod[:, SHIFT_FFN]),
         }[branch]
-        small = self._small(len(x)) and branch != "cross_attention"
+        in_fp8 = self.fp8 and len(x) >= _FP8_TOKENS and branch != "cross_attention"
         return residual_norm(
             x,
             around.rows,
@@ -217,17 +175,14 @@ class FusedBlocks:
             waiting,
             eps=layer.eps,
             dtype=self.dtype,
-            quantise=small,
+            quantise=in_fp8,
             out=out,
         )
-
-    def _small(self, total: int) -> bool:
-        return self.fp8 and total >= _FP8_TOKENS
 
     def _gate(self, branch: BranchName, index: int, around: Surroundings) -> Tensor | None:
         if branch == "cross_attention":
             return None
-        return around.modulation[index][:, GATE_SA if branch == "self_attention" else GATE_FFN]
+        return around.text.modulation[index][:, GATE_SA if branch == "self_attention" else GATE_FFN]
 
     def _branch(
         self, branch: BranchName, index: int, h: Tensor | Quantised | None, around: Surroundings
@@ -244,9 +199,9 @@ class FusedBlocks:
             q = layer.text_q(h).unflatten(-1, (layer.heads, layer.head_dim))
             out = text_attention(
                 q,
-                around.text_kv[index],
+                around.text.keys_values[index],
                 around.tokens.cu_seqlens,
-                around.cu_seqlens_text,
+                around.text.cu_seqlens,
                 around.tokens.max_seqlen,
                 layer.head_dim**-0.5,
             )

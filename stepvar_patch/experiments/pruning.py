@@ -10,8 +10,7 @@ from infinity.config import ModelConfig
 from infinity.errors import UserError
 from infinity.picture import picture_schedule
 from infinity.policy import PolicyRequest, PruningPolicy
-from infinity.sampling.loop import SamplingSettings
-from infinity.sampling.settings import resolve_settings
+from infinity.sampling.settings import SamplingSettings, resolve_settings
 from infinity.schedule import ScaleSchedule
 from stepvar_patch.policies import POLICIES, Policy
 from stepvar_patch.policies.oracle import OraclePolicy, draw_with_oracle
@@ -118,7 +117,7 @@ def resolve_pruning(config: Any, model: ModelConfig) -> PruningPolicy | None:
     policy = kind(**{f.name: getattr(setting, f.name) for f in fields(kind)})
     request = policy_request(model, config)
     if setting.target_speedup is not None:
-        from stepvar_patch.cost import solve
+        from stepvar_patch.target_speedup import solve
 
         settings = sampling_settings(config, model, request.schedule)
         policy = solve(policy, setting.target_speedup, model, request, settings=settings)

@@ -14,14 +14,15 @@ from torch import Tensor
 from infinity.config import TransformerConfig
 from infinity.policy import DensePolicy
 from infinity.sampling.bits import sample_bits, truncate
-from infinity.sampling.loop import SamplingSettings, ScaleEnd, generate_latents
+from infinity.sampling.loop import ScaleEnd, generate_latents
 from infinity.sampling.noise import GeneratorNoise, PerImageNoise
+from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule, scale_schedule
 from infinity.text.base import TextFeatures
 from infinity.tokenizer.quantizer import next_scale_input, resize, tokens_to_bits
+from infinity.transformer.guidance import Guidance
 from infinity.transformer.model import InfinityTransformer
 from infinity.transformer.rope import apply_rope, rope_grid, rope_table
-from infinity.transformer.stack import Guidance
 
 FOLDER = Path(__file__).parent / "infinity"
 TEXT, BLOCK, LOGITS, CODES, ROPE = 1e-5, 2e-5, 1e-4, 2e-6, 1e-6

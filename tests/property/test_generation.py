@@ -21,14 +21,14 @@ from infinity.policy import (
     ScalePlan,
     ScaleView,
 )
-from infinity.sampling.bits import guide
 from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import TEMPLATES, scale_schedule
 from infinity.text.base import TextFeatures
 from infinity.tokens import KeepSet, PackedTokens, pack, pack_all, unpack
-from infinity.transformer.stack import BlockStack, Guidance
-from tests.toy import toy_model, toy_run, toy_settings, toy_text
+from infinity.transformer.guidance import Guidance, guide
+from infinity.transformer.stack import BlockStack
+from tests.toy import remembered_calls, toy_model, toy_run, toy_settings, toy_text
 
 
 def overwrite(fresh: PackedTokens, context: RestoreContext) -> Tensor:
@@ -184,14 +184,13 @@ def test_cache_holds_what_was_written_and_nothing_of_the_last_scale(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
-    stacks: list[BlockStack] = []
+    calls = remembered_calls(monkeypatch)
     lengths: list[tuple[int, ...]] = []
     original = BlockStack.run
 
     def watched(self: BlockStack, si: int, *args: Any) -> Any:
         out = original(self, si, *args)
-        stacks.append(self)
-        lengths.append(self.caches[0].lengths)
+        lengths.append(self.call.caches[0].lengths)
         return out
 
     monkeypatch.setattr(BlockStack, "run", watched)
@@ -200,7 +199,7 @@ def test_cache_holds_what_was_written_and_nothing_of_the_last_scale(
     assert [entry[0] for entry in lengths[:5]] == dense
     assert lengths[5] == (dense[-1] + 20, dense[-1] + 30) * 2
     assert lengths[6] == lengths[5]
-    assert stacks[-1].caches[0].capacity == schedule.offsets[-2]
+    assert calls[0].caches[0].capacity == schedule.offsets[-2]
 
 
 def test_unconditional_rows_end_with_the_last_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -333,14 +332,7 @@ def test_layers_outside_the_pruned_range_cache_their_own_keys(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
-    stacks: list[BlockStack] = []
-    original = BlockStack.__init__
-
-    def remembered(self: BlockStack, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        stacks.append(self)
-
-    monkeypatch.setattr(BlockStack, "__init__", remembered)
+    calls = remembered_calls(monkeypatch)
 
     def propagate(si: int) -> ScalePlan:
         if si != 4:
@@ -359,7 +351,7 @@ def test_layers_outside_the_pruned_range_cache_their_own_keys(
     toy_run(model, text, policy=Answering(propagate))
     toy_run(model, text)
     end = schedule.offsets[5]
-    pruned, dense = (stack.caches for stack in stacks)
+    pruned, dense = (call.caches for call in calls)
     assert torch.equal(pruned[0].k[:, :end], dense[0].k[:, :end])
     assert not torch.equal(pruned[1].k[:, :end], dense[1].k[:, :end])
 

@@ -21,12 +21,13 @@ from infinity.policy import (
     ScalePlan,
     ScaleView,
 )
-from infinity.sampling.loop import SamplingSettings, ScaleEnd
+from infinity.sampling.loop import ScaleEnd
+from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import TEMPLATES, ScaleSchedule, scale_schedule
 from infinity.text.base import TextFeatures
 from infinity.tokens import KeepSet
+from infinity.transformer.guidance import Guidance
 from infinity.transformer.model import InfinityTransformer
-from infinity.transformer.stack import BlockStack, Guidance
 from stepvar_patch.cost import Loaded, plan_cost
 from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.policies import (
@@ -47,7 +48,7 @@ from stepvar_patch.policies import (
 from stepvar_patch.policies.oracle import ChangeRecorder, replaying
 from stepvar_patch.rules import ScaleRule
 from stepvar_patch.upsample import nearest_source
-from tests.toy import toy_model, toy_run, toy_settings, toy_text
+from tests.toy import remembered_calls, toy_model, toy_run, toy_settings, toy_text
 
 EVERYTHING: dict[str | int, ScaleRule] = {
     "-2": ScaleRule(keep_ratio=0.9999),
@@ -267,14 +268,7 @@ def test_budget_and_cache_are_what_the_cost_model_says(
     policy, schedule, images = CASES[name].policy, scale_schedule(1.0, "0.06M"), 2
     request = request_of(model(), schedule, images)
     assert isinstance(policy.start(request), Loaded)
-    stacks: list[BlockStack] = []
-    original = BlockStack.__init__
-
-    def remembered(self: BlockStack, *args: Any, **kwargs: Any) -> None:
-        original(self, *args, **kwargs)
-        stacks.append(self)
-
-    monkeypatch.setattr(BlockStack, "__init__", remembered)
+    calls = remembered_calls(monkeypatch)
     flops = count_flops(lambda: draw(policy, images, guidance))
     cost = plan_cost(
         policy,
@@ -284,7 +278,7 @@ def test_budget_and_cache_are_what_the_cost_model_says(
         text_tokens=4,
     )
     assert cost.flops == pytest.approx(flops, rel=0.05)
-    width, held = model().config.width, sum(sum(c.lengths) for c in stacks[0].caches)
+    width, held = model().config.width, sum(sum(c.lengths) for c in calls[0].caches)
     assert cost.scales[-1].cache_bytes == held * 2 * width * 4
 
 

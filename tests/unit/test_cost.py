@@ -12,12 +12,13 @@ from infinity.policy import DensePolicy, DenseRun, PolicyRequest, PolicyRun
 from infinity.sampling.settings import resolve_settings
 from infinity.schedule import scale_schedule
 from infinity.transformer.model import InfinityTransformer
-from stepvar_patch.cost import plan_cost, solve, speedup
+from stepvar_patch.cost import plan_cost, speedup
 from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.policies import DensePolicy as RuledDense
 from stepvar_patch.policies import StepVARPolicy
 from stepvar_patch.policies.selection import BALANCED
 from stepvar_patch.rules import ScaleRule, Scales
+from stepvar_patch.target_speedup import solve
 from tests.toy import toy_run, toy_settings, toy_text
 
 

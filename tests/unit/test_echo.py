@@ -8,7 +8,7 @@ from infinity.sampling.echo import GuidanceEcho
 from infinity.sampling.loop import ScaleEnd
 from infinity.schedule import scale_schedule
 from infinity.tokens import KeepSet, pack, pack_all
-from infinity.transformer.stack import Guidance
+from infinity.transformer.guidance import Guidance
 from stepvar_patch.policies import DensePolicy, StepVARPolicy
 from stepvar_patch.rules import ScaleRule
 from tests.toy import toy_model, toy_run, toy_settings, toy_text

@@ -15,8 +15,9 @@ from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.tokenizer.fused import FusedDecoder
-from infinity.transformer.fused import FusedBlocks, _Product
-from infinity.transformer.stack import Guidance
+from infinity.transformer.fused import FusedBlocks
+from infinity.transformer.fused_weights import Product
+from infinity.transformer.guidance import Guidance
 from stepvar_patch.policies import FastVARPolicy, StepVARPolicy
 from tests.property.test_generation import Scripted
 from tests.toy import toy_model, toy_run, toy_settings, toy_text
@@ -109,12 +110,12 @@ def test_a_product_that_fp8_lacks_runs_in_the_weights_dtype(
     message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weight, bias, x = torch.randn(8, 16), torch.randn(8), torch.randn(5, 16)
-    product = _Product(weight, bias, True)
+    product = Product(weight, bias, True)
 
     def refuse(*_args: object) -> None:
         raise RuntimeError(message)
 
-    monkeypatch.setattr(_Product, "_scaled", refuse)
+    monkeypatch.setattr(Product, "_scaled", refuse)
     if "NOT_SUPPORTED" not in message:
         with pytest.raises(RuntimeError, match="out of luck"):
             product(quantise(x))
