@@ -1,6 +1,8 @@
 """What a person sees of a long run: one bar on a terminal, plain lines in a log."""
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -55,6 +57,13 @@ class RunProgress:
         if self._bar is not None and finished < total:
             self._bar.start()
             self._bar.add_task("generating", total=total, completed=finished, pace="")
+
+    @contextmanager
+    def loading(self) -> Iterator[None]:
+        """What happens inside does not slow the pace."""
+        begun = time.perf_counter()
+        yield
+        self._started += time.perf_counter() - begun
 
     def advance(self, images: int) -> None:
         """Counts images that have just been finished."""

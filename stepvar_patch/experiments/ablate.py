@@ -117,9 +117,10 @@ def _draw_rows(
         names = [cell.label for cell in members]
         if all(row is not None for name in names for _, _, row in tasks[name]):
             continue
-        pipeline = load_pipeline(
-            model, tokenizer=tokenizer, text_encoder=encoder, device=device, dtype=dtype
-        )
+        with progress.loading():
+            pipeline = load_pipeline(
+                model, tokenizer=tokenizer, text_encoder=encoder, device=device, dtype=dtype
+            )
         bench = Bench(pipeline, max(cell.config.batch_size for cell in members))
         for batch in _batches(config, bench.batch_size):
             for cell in members:

@@ -96,9 +96,10 @@ def draw_arms(
             if unfinished or lacks_flops(arm.config, known.model, kind, arm.folder):
                 groups.setdefault(_model_key(arm, checked[arm.label]), []).append(arm)
         for (model, tokenizer, encoder, device, dtype), members in groups.items():
-            pipeline = load_pipeline(
-                model, tokenizer=tokenizer, text_encoder=encoder, device=device, dtype=dtype
-            )
+            with progress.loading():
+                pipeline = load_pipeline(
+                    model, tokenizer=tokenizer, text_encoder=encoder, device=device, dtype=dtype
+                )
             makers = {
                 arm.label: _maker(arm, folders[arm.label], pipeline, dtype) for arm in members
             }

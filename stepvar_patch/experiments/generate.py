@@ -3,6 +3,7 @@
 import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -34,6 +35,8 @@ class Progress(Protocol):
     """What a run tells while it works."""
 
     def start(self, total: int, finished: int) -> None: ...
+
+    def loading(self) -> AbstractContextManager[None]: ...
 
     def advance(self, images: int) -> None: ...
 
@@ -98,7 +101,10 @@ def run(
             progress.start(checked.images, resumed)
         if resumed < checked.images:
             device = _own_device(checked.device, ranks)
-            pipeline = load_for_run(config, checked, folder, device, ranks, memory, load_pipeline)
+            with progress.loading():
+                pipeline = load_for_run(
+                    config, checked, folder, device, ranks, memory, load_pipeline
+                )
             check_weights(folder, config, pipeline.digest)
             policy = resolve_pruning(config, pipeline.config)
             maker = Maker(config, folder, pipeline, checked.dtype, policy)

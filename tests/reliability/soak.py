@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,9 @@ class Watch:
 
     def start(self, total: int, finished: int) -> None:
         self._total, self._done = total, finished
+
+    def loading(self) -> nullcontext[None]:
+        return nullcontext()
 
     def advance(self, images: int) -> None:
         self._done += images
