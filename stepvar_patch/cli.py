@@ -15,16 +15,19 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError
 from stepvar_patch import cli_bench, cli_eval, cli_layout, cli_pruning, cli_report, cli_train
 from stepvar_patch.terminal import (
     Interrupted,
     Json,
+    Misused,
     Overrides,
     configure_logging,
+    how_misused,
     load_pipeline_of,
     printable,
     say,
+    speaker,
     talk,
     verb,
 )
@@ -182,20 +185,25 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Print what this machine offers; check a config and tell its cost without reading weights."""
+    from infinity.config import PRESETS
     from stepvar_patch.doctor import card_bytes, environment
 
+    found: list[str] = []
+    if config is None and (shape is not None or card_gib is not None):
+        found.append("--shape and --card-gib need a config, e.g. configs/generate.yaml")
+    if card_gib is not None and not 0 < card_gib <= 65_536:
+        found.append(f"--card-gib {card_gib} must be above 0 and at most 65536")
+    if shape is not None and shape not in PRESETS:
+        found.append(f"--shape {shape} is unknown; allowed: {', '.join(PRESETS)}")
+    if found:
+        raise Mistakes(found)
     report: dict[str, Any] = dict(environment())
     plan = ""
     if config is not None:
-        from infinity.config import PRESETS
         from stepvar_patch.experiments.check import load_run
         from stepvar_patch.experiments.dry_run import as_text, dry_run
         from stepvar_patch.experiments.sparing import advise
 
-        if card_gib is not None and not 0 < card_gib <= 65_536:
-            raise UserError(f"--card-gib {card_gib} must be above 0 and at most 65536")
-        if shape is not None and shape not in PRESETS:
-            raise UserError(f"--shape {shape} is unknown; allowed: {', '.join(PRESETS)}")
         settings, checked = load_run(config, overrides or [], PRESETS[shape] if shape else None)
         report["config"] = f"{config}: valid, {checked.images} images"
         cost = dry_run(settings, checked.model, checked.device.partition(":")[0])
@@ -234,11 +242,15 @@ def main(
     """
     configure_logging()
     try:
-        app(args=arguments, obj=load_pipeline, prog_name="stepvar")
+        code = app(args=arguments, obj=load_pipeline, prog_name="stepvar", standalone_mode=False)
+        return code if isinstance(code, int) else 0
+    except Misused as error:
+        sys.stderr.write(how_misused(error))
+        return 2
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except UserError as error:
-        sys.stderr.write(f"stepvar: {_who()}{printable(str(error))}\n")
+        sys.stderr.write(f"stepvar: {speaker()}{printable(str(error))}\n")
         return 2
     except (Interrupted, KeyboardInterrupt):
         sys.stderr.write("stepvar: interrupted; the same command goes on where this one stopped\n")
@@ -250,18 +262,13 @@ def main(
         if error.filename is None or error.errno not in _OF_THE_SYSTEM:
             traceback.print_exc()
             return 1
-        sys.stderr.write(f"stepvar: {_who()}{printable(f'{error.filename}: {error.strerror}')}\n")
+        sys.stderr.write(
+            f"stepvar: {speaker()}{printable(f'{error.filename}: {error.strerror}')}\n"
+        )
         return 2
     except Exception:
         traceback.print_exc()
         return 1
-    return 0
-
-
-def _who() -> str:
-    """Names the process in its messages, when it is not the first of its launch."""
-    rank = os.environ.get("RANK", "0")
-    return f"rank {rank}: " if rank.isdecimal() and int(rank) else ""
 
 
 if __name__ == "__main__":

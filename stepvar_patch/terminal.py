@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import os
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any, cast
@@ -17,6 +18,10 @@ Overrides = Annotated[
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 talk = Console(stderr=True, soft_wrap=True)
+
+Misused: Any = typer.BadParameter.__base__
+"""What Typer raises when words do not fit a verb; where it keeps the class depends on its version.
+"""
 
 
 def load_pipeline_of(context: typer.Context) -> Callable[..., Any]:
@@ -83,6 +88,21 @@ class TalkHandler(logging.Handler):
 def printable(text: str) -> str:
     """The text without what could steer a terminal; names of files may hold such characters."""
     return "".join(c if c == "\n" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def how_misused(error: Any) -> str:
+    """One line about a `Misused`; nothing when help was wanted, which Typer has given by then."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        return ""
+    verb = error.ctx.command_path if error.ctx else "stepvar"
+    sentence = printable(" ".join(error.format_message().split())).rstrip(".")
+    return f"stepvar: {speaker()}{sentence}; see '{verb} --help'\n"
+
+
+def speaker() -> str:
+    """Names the process in its messages, when it is not the first of its launch."""
+    rank = os.environ.get("RANK", "0")
+    return f"rank {rank}: " if rank.isdecimal() and int(rank) else ""
 
 
 def configure_logging(level: int = logging.WARNING) -> None:

@@ -276,6 +276,36 @@ def test_a_missing_config_or_image_is_code_2(
     assert "Traceback" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["generate"], "Missing argument 'config'; see 'stepvar generate --help'"),
+        (["generate", "c.yaml", "--prewiev"], "No such option: --prewiev"),
+        (["generat", "\x1b[2J"], "No such command 'generat'"),
+        (["train"], "Missing command; see 'stepvar train --help'"),
+        (["doctor", "--card-gib", "much"], "Invalid value for '--card-gib'"),
+        (["doctor", "--card-gib", "11"], "--shape and --card-gib need a config"),
+    ],
+)
+def test_words_that_fit_no_verb_are_one_sentence(
+    work: Path, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    assert stepvar(*words) == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"stepvar: {told}")
+    assert len(err.splitlines()) == 1
+    assert "\x1b" not in err
+
+
+def test_doctor_tells_all_of_its_own_mistakes(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stepvar("doctor", "c.yaml", "--shape", "infinity-3b", "--card-gib", "nan") == 2
+    err = capsys.readouterr().err
+    assert "--shape infinity-3b is unknown; allowed: infinity-125m" in err
+    assert "--card-gib nan must be above 0" in err
+
+
 def test_our_own_failure_is_code_1_with_a_traceback(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
