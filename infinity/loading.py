@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -14,9 +15,9 @@ from infinity.checkpoint import (
     read_state,
     text_encoder_folder,
 )
-from infinity.checkpoint.directory import MANIFEST, TEXT_ENCODER, listed_files
+from infinity.checkpoint.directory import MANIFEST, TEXT_ENCODER, Component, listed_files
 from infinity.config import ModelConfig
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
 
 
 def open_model(
@@ -25,13 +26,20 @@ def open_model(
     """Config, state dicts by component, and digest of a model directory or of official files.
 
     Raises:
-        UserError: a file is missing, corrupt or of another model.
+        UserError: of another model, or no model.
+        Mistakes: every file that is missing or corrupt.
     """
     if tokenizer is None:
         if path.suffix in (".pth", ".safetensors"):
             raise UserError(f"{path}: an official transformer file needs tokenizer=FILE beside it")
         config = load_model_config(path)
-        states = {name: read_state(path, name) for name in ("transformer", "tokenizer")}
+        states: dict[str, Mapping[str, Tensor]] = {}
+        found: list[str] = []
+        for component in get_args(Component):
+            with collecting(found):
+                states[component] = read_state(path, component)
+        if found:
+            raise Mistakes(found)
         return config, states, digest(path)
     official = open_official(path, Path(tokenizer))
     states = {"transformer": official.transformer, "tokenizer": official.tokenizer}

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from infinity.checkpoint import load_into
+from infinity.checkpoint import load_into, load_model_config
 from infinity.config import EngineMode, ModelConfig, Resolution
 from infinity.engine import Engine
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
 from infinity.loading import open_model, own_text_encoder, resolve_device, resolve_dtype
 from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy, PruningPolicy
@@ -107,15 +107,23 @@ class InfinityPipeline:
             fp8: run the blocks' large matrix products in fp8 (Hopper and newer).
 
         Raises:
-            UserError: a file is missing, corrupt or of another model; no such device or dtype; an
-                engine that does not run on the device.
+            Mistakes: every file that is missing, corrupt or of another model.
+            UserError: no such device or dtype; an engine that does not run on the device.
         """
         path = Path(path)
         where = resolve_device(device)
         precision = resolve_dtype(dtype, where)
-        config, states, identity = open_model(path, tokenizer)
-        if encoder is None:
-            folder = Path(text_encoder) if text_encoder else own_text_encoder(path, config)
+        found: list[str] = []
+        with collecting(found):
+            config, states, identity = open_model(path, tokenizer)
+        if encoder is None and text_encoder is not None:
+            folder = Path(text_encoder)
+        elif encoder is None and (tokenizer is None or not found):
+            with collecting(found):
+                known = load_model_config(path) if tokenizer is None else config
+                folder = own_text_encoder(path, known)
+        if found:
+            raise Mistakes(found)
         with torch.device("meta"):
             transformer = InfinityTransformer(config.transformer)
             autoencoder = BSQTokenizer(config.tokenizer)

@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,14 +48,15 @@ def read_state(folder: Path, component: Component) -> LazyState:
     """A component's tensors, int8 rows dequantised, after its shards' checksums were verified.
 
     Raises:
-        UserError: a shard is missing, damaged or outside the folder; the message names it.
+        UserError: no readable manifest, or it lists no shard of the component.
+        Mistakes: every shard that is missing, damaged or outside the folder.
     """
     shards = [
         name for name, entry in listed_files(folder).items() if entry["component"] == component
     ]
     if not shards:
         raise UserError(f"{folder / MANIFEST}: lists no file of component {component}")
-    stored = safetensors_state([verified(folder, name) for name in sorted(shards)])
+    stored = safetensors_state(verified(folder, sorted(shards)))
     shapes = stored.shapes
 
     def read(key: str) -> Tensor:
@@ -70,11 +71,11 @@ def text_encoder_folder(folder: Path) -> Path | None:
     """The text encoder that a model directory ships, its files verified; None if it has none.
 
     Raises:
-        UserError: one of its files is missing or damaged, or leads out of the folder.
+        UserError: one of its files leads out of the folder.
+        Mistakes: every file of it that is missing or damaged.
     """
     names = [n for n, entry in listed_files(folder).items() if entry["component"] == TEXT_ENCODER]
-    for name in names:
-        verified(folder, name)
+    verified(folder, names)
     inside = folder / TEXT_ENCODER
     for path in inside.iterdir() if names else ():
         if not path.resolve().is_relative_to(folder.resolve()):
@@ -145,17 +146,25 @@ def check_listed(folder: Path) -> None:
         raise Mistakes(found)
 
 
-def verified(folder: Path, name: str) -> Path:
-    """A listed file, after comparing size and checksum with the manifest.
+def verified(folder: Path, names: Iterable[str]) -> list[Path]:
+    """Listed files, after comparing sizes and checksums with the manifest.
 
     Raises:
-        UserError: missing, outside the folder, or changed.
+        Mistakes: every one that is missing, outside the folder, or changed.
     """
-    entry = listed_files(folder)[name]
-    path = _present(folder, name, entry)
-    if file_sha256(path) != entry["sha256"]:
-        raise UserError(f"{path}: damaged, its sha256 differs from {MANIFEST}; fetch it again")
-    return path
+    listed, paths = listed_files(folder), []
+    found: list[str] = []
+    for name in names:
+        with collecting(found):
+            path = _present(folder, name, listed[name])
+            if file_sha256(path) != listed[name]["sha256"]:
+                raise UserError(
+                    f"{path}: damaged, its sha256 differs from {MANIFEST}; fetch it again"
+                )
+            paths.append(path)
+    if found:
+        raise Mistakes(found)
+    return paths
 
 
 def _present(folder: Path, name: str, entry: Mapping[str, Any]) -> Path:

@@ -298,6 +298,25 @@ def test_a_damaged_shard_is_named(
     assert main(["generate", "c.yaml"]) == 0
 
 
+def test_every_damaged_file_is_named_at_once(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny, "model")
+    Path("p.txt").write_text("a red apple\n")
+    Path("c.yaml").write_text("model: model\nprompts: p.txt\noutput: out\ndevice: cpu\n")
+    names = sorted(json.loads(Path("model/manifest.json").read_text())["files"])
+    for name in names:
+        data = bytearray(Path("model", name).read_bytes())
+        data[-1] ^= 1
+        Path("model", name).write_bytes(data)
+    assert main(["generate", "c.yaml"]) == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == f"stepvar: {len(names)} mistakes:"
+    assert sorted(line.split(":")[0].strip() for line in rest) == [f"model/{n}" for n in names]
+    assert len(names) > 3
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("component", ["transformer", "tokenizer", "text_encoder"])
 def test_weights_that_are_no_numbers_are_refused(

@@ -72,7 +72,7 @@ def test_a_link_out_of_a_model_directory_is_refused(tmp_path: Path) -> None:
     (folder / "text_encoder").mkdir(parents=True)
     (folder / "x.safetensors").symlink_to("../secret")
     with pytest.raises(UserError, match="lies outside the folder"):
-        verified(model(folder, "x.safetensors"), "x.safetensors")
+        verified(model(folder, "x.safetensors"), ["x.safetensors"])
     (folder / "text_encoder" / "config.json").write_text("{}")
     assert text_encoder_folder(model(folder, "text_encoder/config.json"))
     (folder / "text_encoder" / "vocab.txt").symlink_to("../../secret")
