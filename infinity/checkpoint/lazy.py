@@ -1,6 +1,7 @@
 """Tensors of checkpoint files, read one at a time: loading needs little more than the model."""
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -111,7 +112,8 @@ def load_pickle(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb"):
             mapped = zipfile.is_zipfile(path)
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
+        with warnings.catch_warnings(action="ignore"):  # torch remarks upon unusual protocols
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped or None)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: refused, because it is damaged or holds more than tensors and plain values, "

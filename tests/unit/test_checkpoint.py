@@ -249,6 +249,7 @@ class Bomb:
         return exec, ("raise SystemExit('the pickle ran')",)
 
 
+@pytest.mark.filterwarnings("error")
 def test_a_pickle_that_runs_code_is_refused(tmp_path: Path, tokenizer_file: Path) -> None:
     for name, write in (
         ("zip.pth", lambda p: torch.save({"w": Bomb()}, p)),
