@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from infinity.checkpoint import source_digest
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
 from infinity.io.files import check_writable
 from infinity.io.images import Provenance, read_png, write_png
+from infinity.loading import has_text_encoder
 from infinity.quantize import quantize_int8
 from stepvar_patch.experiments.generate import settings_of, versions
 from stepvar_patch.experiments.plan import resolve_device
@@ -62,33 +63,24 @@ def replay(
         The comparison.
 
     Raises:
-        UserError: not an image of ours, damaged settings, other weights, or a device not there.
+        Mistakes: a device or files that are not there, and no place for the output.
+        UserError: not an image of ours, damaged settings, or other weights.
     """
     image, provenance = read_png(path)
-    if output is not None:
-        check_writable(output.parent, "--output")
     settings, target = _settings(path, provenance)
-    used_device, dtype = resolve_device(device or target.device, target.dtype)
     named = provenance.model
-    weights = model or named["path"]
-    used = {
-        "model": weights,
-        "tokenizer": tokenizer or (None if model else named.get("tokenizer")),
-        "text_encoder": text_encoder or named.get("text_encoder"),
-    }
-    for name, place in used.items():
-        if place is not None and not _is_file_or_folder(place):
-            raise UserError(
-                f"{name}: {place!r} is neither a file nor a folder; name it with "
-                f"--{name.replace('_', '-')}"
-            )
-    pipeline = load_pipeline(
-        weights,
-        tokenizer=used["tokenizer"],
-        text_encoder=used["text_encoder"],
-        device=used_device,
-        dtype=dtype,
-    )
+    found: list[str] = []
+    with collecting(found):
+        used_device, dtype = resolve_device(device or target.device, target.dtype)
+    with collecting(found):
+        sources = _sources(named, model, tokenizer, text_encoder)
+    if output is not None:
+        with collecting(found):
+            _check_output(output)
+    if found:
+        raise Mistakes(found)
+    weights = sources.pop("model")
+    pipeline = load_pipeline(weights, device=used_device, dtype=dtype, **sources)
     if not _share_weights(named, pipeline.digest, Path(weights)):
         raise UserError(
             f"{path} was made with the weights {named['digest'][:12]}… but {weights} holds "
@@ -125,6 +117,42 @@ def _share_weights(named: Mapping[str, object], digest: str, path: Path) -> bool
     then = [named["digest"], named.get("source")]
     now = [digest, source_digest(path)]
     return any(one == other for one in then for other in now if other is not None)
+
+
+def _sources(
+    named: Mapping[str, Any], model: str | None, tokenizer: str | None, text_encoder: str | None
+) -> dict[str, Any]:
+    """What to load: what is given, else what the image names, as far as another model wants it.
+
+    Raises:
+        Mistakes: all that is neither a file nor a folder.
+    """
+    sources = {
+        "model": model or named["path"],
+        "tokenizer": tokenizer or (None if model else named.get("tokenizer")),
+        "text_encoder": text_encoder,
+    }
+    if text_encoder is None and not (model and has_text_encoder(Path(model))):
+        sources["text_encoder"] = named.get("text_encoder")
+    wrong = [
+        f"{name}: {place!r} is neither a file nor a folder; name it with --{name.replace('_', '-')}"
+        for name, place in sources.items()
+        if place is not None and not _is_file_or_folder(place)
+    ]
+    if wrong:
+        raise Mistakes(wrong)
+    return sources
+
+
+def _check_output(path: Path) -> None:
+    """Makes sure that an image can be written there.
+
+    Raises:
+        UserError: a folder is in the way, or its own folder is not writable.
+    """
+    if path.is_dir():
+        raise UserError(f"--output: {path} is a folder; give the name of the new image")
+    check_writable(path.parent, "--output")
 
 
 def _is_file_or_folder(place: object) -> bool:

@@ -160,6 +160,7 @@ def test_show_and_replay(work: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("--device", "cuda:x", "device = 'cuda:x' must be cpu, cuda or cuda:N"),
         ("--output", "/proc/x.png", "--output: cannot write into /proc: /proc takes no files"),
         ("--model", "none", "model: 'none' is neither a file nor a folder"),
+        ("--output", "out", "--output: out is a folder; give the name of the new image"),
     ],
 )
 def test_replay_names_a_wrong_word_before_it_draws(
@@ -172,6 +173,18 @@ def test_replay_names_a_wrong_word_before_it_draws(
     assert stepvar("replay", "out/apple_7.png", flag, value, pipeline=pipeline) == 2
     assert capsys.readouterr().err.startswith(f"stepvar: {told}")
     assert pipeline.loads == []
+
+
+def test_replay_names_all_wrong_words_at_once(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stepvar("generate", "c.yaml") == 0
+    capsys.readouterr()
+    words = ["--device", "cuda:77", "--output", "/proc/x.png", "--model", "none"]
+    assert stepvar("replay", "out/apple_7.png", *words, "--text-encoder", "nowhere") == 2
+    first, *rest = capsys.readouterr().err.splitlines()
+    assert first == "stepvar: 4 mistakes:"
+    assert [line.split()[0] for line in rest] == ["device", "model:", "text_encoder:", "--output:"]
 
 
 def test_replay_tells_a_difference(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
