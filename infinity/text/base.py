@@ -1,5 +1,6 @@
 """What a text encoder gives the transformer: packed features, one run of rows per prompt."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -7,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -40,3 +43,21 @@ class TextEncoder(Protocol):
     max_tokens: int
 
     def encode(self, prompts: Sequence[str]) -> TextFeatures: ...
+
+
+class CutPrompts:
+    """Warns of the first prompt that is longer than an encoder reads."""
+
+    def __init__(self, max_tokens: int) -> None:
+        self._max_tokens, self._told = max_tokens, False
+
+    def tell(self, prompt: str) -> None:
+        """Hears of a prompt that was cut."""
+        if not self._told:
+            self._told = True
+            logger.warning(
+                "the text encoder reads %d tokens, and prompt %r… has more; the rest of it, and of "
+                "others as long, is left out",
+                self._max_tokens,
+                prompt[:40],
+            )

@@ -19,7 +19,7 @@ from infinity.checkpoint.int8 import expand_state
 from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
 from infinity.io.strict_json import parse_json
-from infinity.text.base import TextFeatures
+from infinity.text.base import CutPrompts, TextFeatures
 
 CONFIG_NAME = "config.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -41,6 +41,7 @@ class MiniLMEncoder:
         tokenizer.enable_truncation(max_tokens)
         self._bert = bert
         self._tokenizer = tokenizer
+        self._cut = CutPrompts(max_tokens)
         self.max_tokens = max_tokens
         self.width: int = bert.config.hidden_size
 
@@ -70,8 +71,13 @@ class MiniLMEncoder:
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> TextFeatures:
         """Features of each prompt computed alone, so that they never depend on its neighbours."""
-        parts = [self._states([self._tokenizer.encode(prompt)])[0] for prompt in prompts]
-        return TextFeatures.stack(parts)
+        return TextFeatures.stack([self._encode_one(prompt) for prompt in prompts])
+
+    def _encode_one(self, prompt: str) -> Float[Tensor, "n width"]:
+        encoding = self._tokenizer.encode(prompt)
+        if encoding.overflowing:
+            self._cut.tell(prompt)
+        return self._states([encoding])[0]
 
     @torch.no_grad()
     def encode_batch(self, prompts: Sequence[str]) -> TextFeatures:

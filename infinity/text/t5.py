@@ -12,7 +12,7 @@ from torch import Tensor
 
 from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
-from infinity.text.base import TextFeatures
+from infinity.text.base import CutPrompts, TextFeatures
 from infinity.text.graphs import EncoderGraphs
 
 logger = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class T5Encoder:
         self._model, self._tokenizer = model, tokenizer
         self.width: int = model.config.d_model
         self.max_tokens = max_tokens
+        self._cut = CutPrompts(max_tokens)
         on_gpu = model.device.type == "cuda"
         self._graphs = EncoderGraphs(self._masked, model.device) if on_gpu else None
 
@@ -82,6 +83,8 @@ class T5Encoder:
 
     def _encode_one(self, prompt: str) -> torch.Tensor:
         ids = self._tokenizer(prompt, truncation=True, max_length=self.max_tokens).input_ids
+        if len(ids) == self.max_tokens < len(self._tokenizer(prompt, verbose=False).input_ids):
+            self._cut.tell(prompt)
         if self._graphs is not None:
             return self._graphs(ids)
         input_ids = torch.tensor([ids], device=self._model.device)

@@ -47,9 +47,16 @@ def test_features_have_one_row_per_token_with_cls_and_sep(folder: Path) -> None:
     assert features.rows.dtype == torch.float32
 
 
-def test_long_prompts_are_cut_to_max_tokens(folder: Path) -> None:
+def test_long_prompts_are_cut_to_max_tokens_and_the_first_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     encoder = MiniLMEncoder.from_directory(folder)
-    assert encoder.encode(["red " * 50]).lengths == (encoder.max_tokens,)
+    fitting = "red " * (encoder.max_tokens - 2)
+    assert encoder.encode([fitting]).lengths == (encoder.max_tokens,)
+    assert not caplog.records
+    assert encoder.encode(["red " * 50, "red " * 60]).lengths == (encoder.max_tokens,) * 2
+    (record,) = caplog.records
+    assert f"reads {encoder.max_tokens} tokens" in record.getMessage()
 
 
 def test_a_prompt_does_not_depend_on_its_neighbours(folder: Path) -> None:

@@ -64,6 +64,18 @@ def test_one_row_per_token_and_the_end_token_counts(encoder: T5Encoder) -> None:
     assert features.rows.dtype == torch.float32
 
 
+def test_the_first_prompt_that_is_cut_is_told(
+    folder: Path, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
+) -> None:
+    encoder = T5Encoder.from_directory(folder, max_tokens=8, device=CPU, dtype=torch.float32)
+    assert encoder.encode(["sixsix"]).lengths == (8,)
+    assert not caplog.records
+    encoder.encode(["sixsixs", "a very long prompt indeed"])
+    (record,) = caplog.records
+    assert record.getMessage().startswith("the text encoder reads 8 tokens, and prompt 'sixsixs'…")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_a_prompt_has_the_same_features_in_any_company(encoder: T5Encoder) -> None:
     alone = encoder.encode(["cat"]).rows
     assert torch.equal(encoder.encode(["dog", "cat"]).split()[1], alone)
