@@ -12,6 +12,10 @@ fused kernels, and calls that come a second time recorded into CUDA graphs. ``au
 the kernels run, else plain, with the reason in the log.
 """
 
+Quantization = Literal["int8", "fp8"]
+"""What the block matrices are kept in while drawing: one byte a weight and a scale a row; int8 has
+8 bits for a row's largest value, fp8 (e4m3) 4 significant ones for each."""
+
 UNKNOWN_KEYS_FORBIDDEN = {"extra": "forbid"}
 """What pydantic reads off a dataclass when it stands at the door (a plain dict: no import here)."""
 

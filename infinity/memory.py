@@ -38,7 +38,7 @@ class MemoryNeed:
 
     Attributes:
         transformer: weights while drawing.
-        loading: weights of the transformer when they have just been loaded, before int8.
+        loading: weights of the transformer when they have just been loaded, before quantising.
         tokenizer: weights.
         text_encoder: weights; on the device only while it encodes with ``low``.
         cache: keys and values of all layers.
@@ -86,7 +86,7 @@ def memory_need(
     guided: bool,
     dtype: torch.dtype,
     cached_tokens: tuple[int, ...] | None = None,
-    int8: bool = False,
+    quantized: bool = False,
     recorded: bool = False,
 ) -> MemoryNeed:
     """What a call needs on the device.
@@ -98,7 +98,7 @@ def memory_need(
         guided: whether there are unconditional rows.
         dtype: compute dtype.
         cached_tokens: a pruning policy's bound per scale; None is every token.
-        int8: whether the block matrices are kept in int8.
+        quantized: whether the block matrices are kept in int8 or fp8.
         recorded: whether calls with ``auto`` are recorded as CUDA graphs.
     """
     model = config.transformer
@@ -111,7 +111,7 @@ def memory_need(
     weights = _transformer_bytes(config, dtype)
     saved = matrices * (element - 1)
     return MemoryNeed(
-        transformer=weights - (saved if int8 else 0),
+        transformer=weights - (saved if quantized else 0),
         loading=weights,
         tokenizer=_tokenizer_bytes(config),
         text_encoder=_encoder_bytes(config.text_encoder, dtype),

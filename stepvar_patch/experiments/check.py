@@ -118,7 +118,7 @@ def check(
             "memory and quantize are for stepvar generate; here they must be auto and null"
         )
     if config.quantize is not None and find_spec("torchao") is None:
-        found.append("quantize: int8 needs torchao, which is not installed; pip install torchao")
+        found.append(f"quantize: {config.quantize} needs torchao; pip install torchao")
     images = 0
     if "prompts" not in unknown:
         with collecting(found):

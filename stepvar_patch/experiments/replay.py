@@ -12,7 +12,7 @@ from infinity.errors import Mistakes, UserError, collecting
 from infinity.io.files import check_writable
 from infinity.io.images import Provenance, read_png, write_png
 from infinity.loading import has_text_encoder
-from infinity.quantize import quantize_int8
+from infinity.quantize import quantize
 from stepvar_patch.experiments.generate import settings_of, versions
 from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.problems import describe, parse
@@ -87,7 +87,7 @@ def replay(
             f"{pipeline.digest[:12]}…; name the right model with --model"
         )
     if target.quantize is not None:
-        quantize_int8(pipeline.transformer)
+        quantize(pipeline.transformer, target.quantize)
     negative = provenance.negative_prompt
     with using_threads(target.threads if used_device == "cpu" else None):
         again = draw_pruned(

@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, ConfigDict
 
+from infinity.config import Quantization
 from infinity.io.prompts import MAX_SEED
 from stepvar_patch.experiments.loading import FROM_FILE
 from stepvar_patch.experiments.pruning import STRICT, PruningSetting
@@ -99,7 +100,7 @@ class GenerateConfig(ImageSettings):
             does so when the GPU is too small for everything at once.
         text_cache: folder of the text features of ``low``; ``None`` is in the output folder, and
             cleared at the end.
-        quantize: ``int8`` keeps the block matrices in int8 while drawing (torchao).
+        quantize: ``int8`` or ``fp8`` keeps the block matrices so while drawing (torchao).
         preview: write ``<image>.preview.png``, the image after each scale.
         contact_sheet: write ``contact_sheet.png``, thumbnails of the first images.
     """
@@ -119,7 +120,7 @@ class GenerateConfig(ImageSettings):
     threads: Annotated[int, Ge(1), Le(1024)] | None = None
     memory: Literal["auto", "low"] = "auto"
     text_cache: FilePath | None = None
-    quantize: Literal["int8"] | None = None
+    quantize: Quantization | None = None
     preview: bool = False
     contact_sheet: bool = True
 
@@ -143,4 +144,4 @@ class ReplayTarget:
     device: Literal["cpu", "cuda"]
     dtype: Dtype
     threads: Annotated[int, Ge(1), Le(1024)] | None = None
-    quantize: Literal["int8"] | None = None
+    quantize: Quantization | None = None

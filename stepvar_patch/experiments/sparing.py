@@ -11,7 +11,7 @@ from infinity.io.manifest import RunFolder
 from infinity.io.ranks import Ranks
 from infinity.memory import Memory, MemoryNeed, memory_need
 from infinity.policy import DensePolicy
-from infinity.quantize import quantize_int8
+from infinity.quantize import quantize
 from infinity.tokenizer.banded import BandedDecoder
 from stepvar_patch.experiments.check import CheckedRun
 from stepvar_patch.experiments.plan import jobs
@@ -50,7 +50,7 @@ def need_of(config: GenerateConfig, checked: CheckedRun, images: int | None = No
         guided=request.guidance_rows == 2,
         dtype=getattr(torch, checked.dtype),
         cached_tokens=policy.start(request).cached_tokens,
-        int8=config.quantize is not None,
+        quantized=config.quantize is not None,
         recorded=config.quantize is None,
     )
 
@@ -146,7 +146,7 @@ def load_for_run(
         pipeline.tokenizer.decoder = BandedDecoder(pipeline.tokenizer.decoder)
         pipeline.engine = "plain"  # recordings keep their memory between calls
     if config.quantize is not None:
-        quantize_int8(pipeline.transformer)
+        quantize(pipeline.transformer, config.quantize)
         gc.collect()
     return pipeline
 

@@ -10,7 +10,10 @@ import torch
 from launch import finish, processes
 from tiny_model import REPOSITORY, write_tiny_model
 
+from infinity.config import Quantization, TransformerConfig
+from infinity.quantize import quantize
 from infinity.text.cache import CachedTextEncoder, TextCache, encoder_identity, fill
+from infinity.transformer.model import InfinityTransformer
 from stepvar_patch.cli import main
 
 INTERPRETER = """
@@ -19,6 +22,7 @@ sys.path.insert(0, sys.argv[1])
 from resident import peak_mib, resident_mib, restart_peak
 import torch, transformers, PIL.Image, safetensors.torch
 import infinity.pipeline, stepvar_patch.experiments.generate
+from infinity.transformer.model import InfinityTransformer
 from stepvar_patch.cli import main
 restart_peak()
 before = resident_mib()
@@ -140,10 +144,13 @@ def test_the_embedded_model_needs_less_than_a_gibibyte(tmp_path: Path, memory: s
     print(f"{memory}: {before:.0f} MiB with its libraries, {after - before:.0f} MiB above")
 
 
-def test_int8_is_recorded_and_replayed(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantised_matrices_are_recorded_and_replayed(
+    work: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
     pytest.importorskip("torchao.quantization")
     assert main(["generate", "c.yaml"]) == 0
-    words = ["generate", "c.yaml", "quantize=int8"]
+    words = ["generate", "c.yaml", f"quantize={kind}"]
     assert main([*words, "output=small"]) == 0
     assert main([*words]) == 2
     assert "quantize was null" in capsys.readouterr().err
@@ -153,12 +160,34 @@ def test_int8_is_recorded_and_replayed(work: Path, capsys: pytest.CaptureFixture
     assert "identical pixels" in capsys.readouterr().out
 
 
-def test_int8_without_torchao_is_told(
-    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(("kind", "kept"), [("int8", torch.int8), ("fp8", torch.float8_e4m3fn)])
+def test_quantised_matrices_are_what_they_are_called(kind: Quantization, kept: torch.dtype) -> None:
+    pytest.importorskip("torchao.quantization")
+    config = TransformerConfig(depth=1, width=64, heads=2, block_chunks=1, codebook_dim=4)
+    model = InfinityTransformer(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter)
+    before = model.blocks[0].ffn.fc1.weight.detach().clone()
+    quantize(model, kind)
+    after = model.blocks[0].ffn.fc1.weight
+    assert after.qdata.dtype == kept
+    step = before.abs().amax(1, keepdim=True) / 254 if kind == "int8" else before.abs() / 16
+    assert ((after.dequantize() - before).abs() <= 1.01 * step + 1e-3).all()
+    assert type(model.head.weight) is torch.nn.Parameter
+
+
+@pytest.mark.parametrize("kind", ["int8", "fp8"])
+def test_quantising_without_torchao_is_told(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str
 ) -> None:
+    monkeypatch.setattr("stepvar_patch.experiments.check.find_spec", lambda name: None)
+    assert main(["generate", "c.yaml", f"quantize={kind}"]) == 2
+    assert f"{kind} needs torchao" in capsys.readouterr().err
+    assert not Path("out").exists()
+    monkeypatch.setattr("stepvar_patch.experiments.check.find_spec", lambda name: True)
     monkeypatch.setitem(sys.modules, "torchao.quantization", None)
-    assert main(["generate", "c.yaml", "quantize=int8"]) == 2
-    assert "int8 needs torchao" in capsys.readouterr().err
+    assert main(["generate", "c.yaml", f"quantize={kind}"]) == 2
+    assert f"{kind} needs torchao" in capsys.readouterr().err
 
 
 def test_other_verbs_refuse_what_only_generate_does(
