@@ -1,24 +1,23 @@
 """Prompts in, pictures out: the generator as one object."""
 
 import logging
-import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from numbers import Integral
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
-import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from infinity.arguments import listed_negatives, listed_prompts, listed_seeds
 from infinity.checkpoint import load_into, load_model_config
 from infinity.config import EngineMode, ModelConfig, Resolution
 from infinity.engine import Engine
 from infinity.errors import Mistakes, UserError, collecting
 from infinity.loading import open_model, own_text_encoder, resolve_device, resolve_dtype
+from infinity.output import OutputType, PipelineOutput, as_output
 from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy, PruningPolicy
 from infinity.sampling.loop import ScaleEnd
@@ -32,32 +31,14 @@ from infinity.transformer.model import InfinityTransformer
 
 logger = logging.getLogger(__name__)
 
-OutputType = Literal["pil", "np", "pt", "latent"]
-
-
-@dataclass(frozen=True)
-class PipelineOutput:
-    """What a call returns, prompt-major: all images of the first prompt, then the second's.
-
-    Attributes:
-        images: PIL images; ``np`` uint8 ``(H, W, 3)``; ``pt`` fp32 ``(3, H, W)`` in [0, 1]; or
-            ``latent`` fp32 ``(d, Hv, Wv)``.
-        seeds: the seed of every image.
-        timings: milliseconds of the call's stages, ``text``, ``scales`` and ``decode``.
-        latents: ``(images, d, Hv, Wv)`` summed codes.
-    """
-
-    images: list[Any]
-    seeds: tuple[int, ...]
-    timings: dict[str, float]
-    latents: Float[Tensor, "images d hv wv"]
-
 
 @dataclass(eq=False)
 class InfinityPipeline:
     """Text encoder, transformer and tokenizer of one model, ready to draw.
 
     Attributes:
+        digest: sha256 that identifies the weights.
+        dtype: compute dtype of the transformer, and of the decoder.
         policy: which tokens are computed; dense unless a patch is applied.
         attention: backend name, or "auto".
         max_batch_size: images computed together. On CPU it is 1: larger batches gain nothing there,
@@ -172,8 +153,7 @@ class InfinityPipeline:
         """Pictures for ``prompts``.
 
         An image depends on weights, its prompt, its seed and the settings, never on the batch:
-            exactly
-        so on CPU, up to the rounding of batched kernels on GPU.
+        exactly so on a CPU, up to the rounding of batched kernels on a GPU.
 
         Args:
             prompts: one or several.
@@ -200,9 +180,7 @@ class InfinityPipeline:
         Raises:
             UserError: a value out of range, or lists whose lengths do not fit.
         """
-        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-        if not prompts:
-            raise UserError("prompts is empty; allowed: at least one prompt")
+        prompts = listed_prompts(prompts)
         if num_images_per_prompt < 1:
             raise UserError(
                 f"num_images_per_prompt is {num_images_per_prompt}; allowed: at least 1"
@@ -212,12 +190,7 @@ class InfinityPipeline:
         schedule = self.schedule(
             aspect_ratio=aspect_ratio, height=height, width=width, resolution=resolution
         )
-        gains = self.tokenizer.gains
-        if gains is not None and len(schedule) > len(gains):
-            raise UserError(
-                f"resolution {schedule.resolution} has {len(schedule)} scales, but the model's "
-                f"tokenizer was trained on {len(gains)}"
-            )
+        self._check_gains(schedule)
         settings = resolve_settings(
             self.config.sampling,
             len(schedule),
@@ -228,12 +201,8 @@ class InfinityPipeline:
             top_p=top_p,
             guidance_layers=guidance_layers,
         )
-        seeds = _seeds(seed, len(prompts), num_images_per_prompt)
-        if compatibility:
-            if not (seed is None or isinstance(seed, Integral)):
-                raise UserError("seed is a list; with compatibility one seed serves the batch")
-            seeds = seeds[:1] * len(seeds)
-        negatives = _negatives(negative_prompt, len(prompts))
+        seeds = listed_seeds(seed, len(prompts), num_images_per_prompt, shared=compatibility)
+        negatives = listed_negatives(negative_prompt, len(prompts))
 
         clock = StageClock(self.device) if stage_clock is None else stage_clock
         text = self.text_encoder.encode(prompts).split()
@@ -266,7 +235,7 @@ class InfinityPipeline:
         all_latents = torch.cat(latents)
         images: list[Any] = list(all_latents)
         if output_type != "latent":
-            images = _as_output(torch.cat(pictures), output_type, truncate=compatibility)
+            images = as_output(torch.cat(pictures), output_type, truncate=compatibility)
         return PipelineOutput(images, seeds, _timings(clock), all_latents)
 
     def schedule(
@@ -289,7 +258,7 @@ class InfinityPipeline:
     @torch.inference_mode()
     def decode_tensor(self, latent: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [−1, 1], fp32; each decoded alone, so that batches cannot change them."""
-        fused = self.carried_out_by().decoder(self.tokenizer.decoder, self.dtype)
+        fused = self.current_engine().decoder(self.tokenizer.decoder, self.dtype)
         if fused is not None:
             return torch.cat([fused(one) for one in latent.split(1)])
         reduced = self.dtype != torch.float32
@@ -298,9 +267,9 @@ class InfinityPipeline:
 
     def decode(self, latent: Float[Tensor, "b d h w"]) -> list[Image.Image]:
         """Pictures of summed codes, for example of a scale's latent so far."""
-        return _as_output(self.decode_tensor(latent), "pil", truncate=False)
+        return as_output(self.decode_tensor(latent), "pil")
 
-    def carried_out_by(self) -> Engine:
+    def current_engine(self) -> Engine:
         """The engine at work; a new one if model, mode or fp8 have been changed.
 
         Raises:
@@ -310,6 +279,15 @@ class InfinityPipeline:
         if self._engine is None or self._engine.asked != asked:
             self._engine = Engine(self.transformer, mode=self.engine, fp8=self.fp8)
         return self._engine
+
+    def _check_gains(self, schedule: ScaleSchedule) -> None:
+        """Refuses more scales than a tokenizer with one code amplitude per scale has."""
+        gains = self.tokenizer.gains
+        if gains is not None and len(schedule) > len(gains):
+            raise UserError(
+                f"resolution {schedule.resolution} has {len(schedule)} scales, but the model's "
+                f"tokenizer was trained on {len(gains)}"
+            )
 
     @torch.inference_mode()
     def _latents(
@@ -325,7 +303,7 @@ class InfinityPipeline:
         rows = TextFeatures.stack([part.to(self.device) for part in text])
         if settings.guided:
             rows = self.transformer.with_unconditional(rows, negative)
-        return self.carried_out_by().latents(
+        return self.current_engine().latents(
             self.transformer.condition(rows),
             schedule,
             settings,
@@ -346,43 +324,3 @@ def _timings(clock: StageClock) -> dict[str, float]:
     for (stage, _), ms in clock.milliseconds().items():
         total[stage if stage in total else "scales"] += ms
     return total
-
-
-def _seeds(seed: int | Sequence[int] | None, prompts: int, images: int) -> tuple[int, ...]:
-    if seed is None:
-        firsts = [secrets.randbits(32) for _ in range(prompts)]
-    elif isinstance(seed, Integral):
-        firsts = [int(seed)] * prompts
-    else:
-        firsts = [int(one) for one in seed]
-    if len(firsts) != prompts:
-        raise UserError(f"seed lists {len(firsts)} values; allowed: one, or one per prompt")
-    seeds = tuple(first + offset for first in firsts for offset in range(images))
-    if not all(0 <= s < 1 << 63 for s in seeds):
-        raise UserError(f"seed is {seed}; allowed: integers in [0, 2^63)")
-    return seeds
-
-
-def _negatives(negative: str | Sequence[str] | None, prompts: int) -> list[str]:
-    if negative is None:
-        return [""] * prompts
-    listed = [negative] * prompts if isinstance(negative, str) else list(negative)
-    if len(listed) != prompts:
-        raise UserError(
-            f"negative_prompt lists {len(listed)} entries; allowed: one, or one per prompt"
-        )
-    return listed
-
-
-def _as_output(
-    pictures: Float[Tensor, "b 3 h w"], output_type: OutputType, *, truncate: bool
-) -> list[Any]:
-    if output_type == "pt":
-        return list((pictures + 1) / 2)
-    scaled = (pictures + 1) / 2 * 255
-    if not truncate:
-        scaled = scaled.round()
-    arrays = scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-    if output_type == "np":
-        return list(arrays)
-    return [Image.fromarray(np.ascontiguousarray(array)) for array in arrays]

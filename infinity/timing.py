@@ -5,6 +5,7 @@ that the stages of a call add up to the whole call. Nobody listens by default.
 """
 
 import time
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -88,9 +89,5 @@ class StageClock(StageTimer):
     def _intervals(self) -> list[float]:
         if self._device.type == "cuda":
             self._events[-1].synchronize()
-            pairs = zip(self._events, self._events[1:], strict=False)
-            return [first.elapsed_time(second) for first, second in pairs]
-        return [
-            1e3 * (second - first)
-            for first, second in zip(self._times, self._times[1:], strict=False)
-        ]
+            return [first.elapsed_time(second) for first, second in pairwise(self._events)]
+        return [1e3 * (second - first) for first, second in pairwise(self._times)]

@@ -26,9 +26,8 @@ def nearest_source(keep: KeepSet, grid: Grid) -> Int64[Tensor, "rows n"]:
     """For every position, which of its row's kept tokens (0 … M−1, in the set's order) is nearest.
 
     Distances are Euclidean on the grid and compared as integers, hence exact; ties go to the lowest
-    flat index.
-    Two passes: the nearest kept token inside each column, then the best column: O(N·(h + w)) per
-    row instead of O(N·M).
+    flat index. Two passes, the nearest kept token inside each column and then the best column, take
+    O(N·(h + w)) per row instead of O(N·M).
 
     Source: spec pruning-methods §1.8; deviation: separable instead of brute force, same result.
     """

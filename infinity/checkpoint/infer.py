@@ -16,7 +16,7 @@ from infinity.config import (
 )
 from infinity.errors import UserError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TOKENIZER_FILES = {
     "infinity-125m": "infinity_vae_d16.pth",
@@ -136,7 +136,7 @@ def infer_model(
     if preset == "infinity-8b" and name != preset and "512" in str(transformer_path):
         preset = "infinity-8b-512"
     if preset is None:
-        _log.warning(
+        logger.warning(
             "%s: no released model has this shape; assuming 1M resolution and general sampling "
             "settings",
             transformer_path,
@@ -160,7 +160,7 @@ def infer_model(
     ]:
         raise UserError(f"{transformer_path}: is not {preset}: {', '.join(wrong)}")
     if preset == "infinity-2b" and "reg" not in tokenizer_path.name:
-        _log.warning(
+        logger.warning(
             "%s: infinity-2b needs the regularised tokenizer infinity_vae_d32reg.pth, which has "
             "the same shapes as the plain one; make sure that this file is it",
             tokenizer_path,

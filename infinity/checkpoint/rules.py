@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from infinity.checkpoint.lazy import Shape
 from infinity.errors import UserError
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 _DROPPED = {
     "lvl_1L",
@@ -165,5 +165,5 @@ def match_keys(
     if problems:
         raise UserError(f"{context}: tensors do not fit the model: {'; '.join(problems)}")
     if ignored:
-        _log.info("%s: ignored %d tensors: %s", context, len(ignored), ", ".join(sorted(ignored)))
+        logger.info("%s: ignored %d tensors: %s", context, len(ignored), ", ".join(sorted(ignored)))
     return sources

@@ -21,7 +21,7 @@ from infinity.tokenizer.fused import FusedDecoder
 from infinity.transformer.fused import FusedBlocks, text_room
 from infinity.transformer.model import InfinityTransformer, TextConditioning
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def _why_plain(model: InfinityTransformer) -> str | None:
@@ -60,7 +60,7 @@ class Engine:
         if mode == "auto":
             mode = "graphs" if reason is None and device.type == "cuda" else "plain"
             if reason is not None:
-                _log.info("engine: plain, because %s", reason)
+                logger.info("engine: plain, because %s", reason)
         if fp8 and (
             mode == "plain"
             or device.type != "cuda"
@@ -173,7 +173,7 @@ class Engine:
             )
         except RuntimeError as error:
             first = str(error).splitlines()[0]
-            _log.warning("engine: calls with policy %s are not recorded: %s", key.policy, first)
+            logger.warning("engine: calls with policy %s are not recorded: %s", key.policy, first)
             self._refused = [*self._refused[-_MOST_SEEN:], key]
             return None
         self._recordings.append((key, recording))

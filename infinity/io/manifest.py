@@ -35,7 +35,7 @@ RANK_MANIFESTS = "run.rank-*.jsonl"
 
 CONFIG = "config.yaml"
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def read_rows(folder: Path) -> list[ImageRow]:
@@ -314,7 +314,7 @@ class RunFolder:
                 finished.replace(row)
         if not verified and (rows != len(finished) or any(p.name != MANIFEST for p in paths)):
             if dropped := rows - len(finished):
-                _log.warning("%s: %d unfinished rows are made again", self.path, dropped)
+                logger.warning("%s: %d unfinished rows are made again", self.path, dropped)
             self._replace_manifests(
                 lambda file: [file.write(row.to_line()) for row in finished.values()]
             )

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 _STEP = 64
 
 
@@ -50,7 +50,7 @@ class EncoderGraphs:
                 self._graphs[room] = self._record(host)
             except RuntimeError as error:
                 self.recorded = False
-                _log.warning("text encoder: not recorded: %s", str(error).splitlines()[0])
+                logger.warning("text encoder: not recorded: %s", str(error).splitlines()[0])
         if not self.recorded:
             inputs = host.to(self._device)[:, :, : len(ids)]
             return self._forward(*inputs)[0].float()

@@ -118,9 +118,8 @@ class InfinityTransformer(nn.Module):
         rest stays fp32.
 
         Source: precision table of spec infinity-transformer §10; deviations: keys are cached in
-            ``dtype`` (the
-        reference caches fp32 and casts at every use: the same values), and the residual stream is
-            fp32 throughout.
+        ``dtype`` (the reference caches fp32 and casts at every use: the same values), and the
+        residual stream is fp32 throughout.
         """
         for module in self.modules():
             if isinstance(module, (SelfAttention, CrossAttention, FFN)):

@@ -32,7 +32,7 @@ class Bench:
         self.on_gpu = pipeline.device.type != "cpu"
         if self.on_gpu:
             self.batch_size = pipeline.max_batch_size = batch_size
-            if pipeline.carried_out_by().mode == "graphs":
+            if pipeline.current_engine().mode == "graphs":
                 pipeline.engine = "eager"
         self._warm: set[str] = set()
         self._dense: dict[str, list[Drawn]] = {}

@@ -25,7 +25,7 @@ MODES: tuple[Memory, ...] = ("auto", "low")
 _MOST_ADVISED = 64
 """Largest batch that is looked at."""
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 
 def need_of(config: GenerateConfig, checked: CheckedRun, images: int | None = None) -> MemoryNeed:
@@ -112,7 +112,7 @@ def choose_memory(config: GenerateConfig, checked: CheckedRun) -> Memory:
     if need.fits("auto", total):
         return "auto"
     gib = need.peak("auto") / 2**30
-    _log.warning("memory=low is used: %.1f GiB do not fit the card's %.1f", gib, total / 2**30)
+    logger.warning("memory=low is used: %.1f GiB do not fit the card's %.1f", gib, total / 2**30)
     return "low"
 
 

@@ -11,7 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infinity.errors import UserError
-from infinity.pipeline import InfinityPipeline, PipelineOutput
+from infinity.output import PipelineOutput
+from infinity.pipeline import InfinityPipeline
 from infinity.policy import Branch, DenseRun, Event, PolicyRequest, PolicyRun, PruningPolicy
 from infinity.schedule import Grid
 from stepvar_patch.policies.selection import Score, Selection, SelectionRun

@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "e2e"))
 from resident import resident_mib
 
 from infinity.io.manifest import read_rows
-from infinity.pipeline import InfinityPipeline, PipelineOutput
+from infinity.output import PipelineOutput
+from infinity.pipeline import InfinityPipeline
 from infinity.schedule import ScaleSchedule
 from stepvar_patch.experiments.generate import run
 from stepvar_patch.experiments.schema import GenerateConfig

@@ -7,7 +7,7 @@ from functools import lru_cache
 from infinity.errors import UserError
 from infinity.ops.attention.base import AttentionBackend, AttentionRequest
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 DENSE_ORDER = ("sdpa",)
 """Equal rows: SDPA reaches cuDNN's kernel, level with the best packed one (528 against 500-559
@@ -79,7 +79,7 @@ def select(name: str, request: AttentionRequest) -> AttentionBackend:
         backend, reason = _load(candidate), _reason(candidate, request)
         if reason is None and not isinstance(backend, str):
             if passed_over:
-                _log.info("attention: %s; passed over: %s", candidate, "; ".join(passed_over))
+                logger.info("attention: %s; passed over: %s", candidate, "; ".join(passed_over))
             return backend
         passed_over.append(f"{candidate} ({reason})")
     raise UserError(f"attention=auto: no backend serves {request}: {'; '.join(passed_over)}")
