@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from infinity.config import ModelConfig
 from infinity.errors import UserError
 from infinity.io.manifest import image_name
 from infinity.io.prompts import PromptRow, derived_seed, read_prompts
@@ -45,25 +44,6 @@ def jobs(config: GenerateConfig) -> Iterator[ImageJob]:
         negative = config.negative_prompt if row.negative_prompt is None else row.negative_prompt
         for k in range(config.images_per_prompt):
             yield ImageJob(row=row, seed=first + k, negative_prompt=negative or None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckedRun:
-    """What is known of a run before weights are read.
-
-    Attributes:
-        images: of the run, finished ones included.
-        digest: of the model directory; ``None`` for official files, which are hashed when loaded.
-        device: where it runs.
-        dtype: in which precision.
-        model: its shapes.
-    """
-
-    images: int
-    digest: str | None
-    device: str
-    dtype: str
-    model: ModelConfig
 
 
 def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
