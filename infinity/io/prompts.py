@@ -64,20 +64,27 @@ def read_prompts(path: Path) -> Iterator[PromptRow]:
         yield found
 
 
-def count_prompts(path: Path) -> int:
+def count_prompts(path: Path, images: int = 1) -> int:
     """How many rows a prompt file or folder has.
 
     Args:
         path: see `read_prompts`.
+        images: of every row, with consecutive seeds, the last of which must be a seed too.
 
     Raises:
-        Mistakes: all that `read_prompts` would stop at, the first `MAX_TOLD` in full.
+        Mistakes: all that `read_prompts` would stop at, and seeds that leave no room; the first
+            `MAX_TOLD` in full.
     """
     rows = 0
     told: list[str] = []
     untold = 0
     with collecting(told):
         for found in _with_unique_ids(path):
+            if isinstance(found, PromptRow) and (found.seed or 0) + images - 1 > MAX_SEED:
+                found = UserError(
+                    f"{found.where}: 'seed' {found.seed} is too large for {images} images with "
+                    "consecutive seeds; the last may be 2^53-1"
+                )
             if not isinstance(found, UserError):
                 rows += 1
             elif len(told) < MAX_TOLD:

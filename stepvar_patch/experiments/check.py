@@ -122,7 +122,8 @@ def check(
     images = 0
     if "prompts" not in unknown:
         with collecting(found):
-            images = count_prompts(Path(config.prompts)) * config.images_per_prompt
+            each = config.images_per_prompt
+            images = each * count_prompts(Path(config.prompts), each)
     identity, model = None, shape
     if shape is None and not unknown & _MODEL:
         with collecting(found):

@@ -102,6 +102,19 @@ def test_every_line_of_a_prompt_file_and_every_file_of_a_model(
     ]
 
 
+def test_seeds_without_room_for_further_images(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    last = 2**53 - 1
+    rows = [{"prompt": "a", "seed": last}, {"prompt": "b", "seed": last - 2}, {"prompt": "c"}]
+    (work / "p.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert told(capsys, "images_per_prompt=3", "top_p=2")[1:] == [
+        f"p.jsonl:1: 'seed' {last} is too large for 3 images with consecutive seeds; "
+        "the last may be 2^53-1"
+    ]
+    assert stepvar("generate", "c.yaml") == 0
+
+
 def test_a_model_without_text_encoder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads((work / "model" / "manifest.json").read_text())
     (work / "model" / "manifest.json").write_text(json.dumps({**manifest, "files": {}}))
