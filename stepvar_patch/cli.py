@@ -70,7 +70,7 @@ def generate(
     from stepvar_patch.progress import RunProgress
 
     words = [*(overrides or []), *(["preview=true"] if preview else [])]
-    settings, checked = load_run(config, words)
+    settings, checked = load_run(config, words, drawing=True)
     load, ranks = load_pipeline_of(context), ranks_from_environment()
     with RunProgress(talk) as progress:
         summary = run(settings, progress, load, ranks, checked)

@@ -12,6 +12,7 @@ import yaml
 
 from infinity.errors import UserError
 from infinity.io.claims import CLAIMS, Claims
+from infinity.io.earlier import CONFIG, continued
 from infinity.io.files import open_file, remove_temporary, write_atomic, write_error
 from infinity.io.index import DiskIndex
 from infinity.io.lock import RunLock
@@ -25,15 +26,12 @@ from infinity.io.rows import (
     manifest_rows,
     preview_file,
 )
-from infinity.io.small_yaml import read_small_yaml
 
 __all__ = ["ImageRow", "RunFolder", "file_sha256", "image_name", "preview_file", "read_rows"]
 
 MANIFEST = "run.jsonl"
 RANK_MANIFESTS = "run.rank-*.jsonl"
 """Manifests of the processes of a run that is at work or was killed, beside the common one."""
-
-CONFIG = "config.yaml"
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +51,27 @@ def read_rows(folder: Path) -> list[ImageRow]:
             if row is not None and is_finished(folder, row):
                 found.setdefault(row.file, row)
     return list(found.values())
+
+
+def check_resumable(
+    path: Path,
+    config: Mapping[str, Any],
+    fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
+    defaults: Mapping[str, Any],
+    unknown: Iterable[str] = (),
+) -> None:
+    """Makes sure that a run could go on in a folder, as `RunFolder` will; opens nothing.
+
+    Args:
+        path: the folder; may be missing.
+        config, fixed, defaults: see `RunFolder`.
+        unknown: fields that are not compared.
+
+    Raises:
+        UserError: it could not.
+    """
+    begun = bool(_manifests(path))
+    continued(path, dict(config), fixed, defaults, begun=begun, unknown=unknown)
 
 
 class FinishedImages:
@@ -137,7 +156,8 @@ class RunFolder:
             raise write_error(path, error) from error
         self._lock = RunLock(path, ranks)
         try:
-            self._check_config(fixed, defaults or {})
+            begun = not self._lock.first or bool(_manifests(path))
+            self.config = continued(path, self.config, fixed, defaults or {}, begun=begun)
             self.finished = FinishedImages()
             if self._lock.first:
                 self._open()
@@ -239,53 +259,6 @@ class RunFolder:
         self.finished.close()
         self.finished = self._load_finished(verified=False)
         self._write_config()
-
-    def _check_config(
-        self,
-        fixed: Callable[[Mapping[str, Any]], Mapping[str, Any]],
-        defaults: Mapping[str, Any],
-    ) -> None:
-        before = self._earlier_config()
-        if self._lock.first and not _manifests(self.path):
-            before = None  # a run that made nothing binds nobody
-        unknown = {name for name in defaults if before is None or before.get(name) is None}
-        for name, value in defaults.items():
-            if self.config.get(name) is None:
-                self.config[name] = value if before is None or name in unknown else before[name]
-        if before is None:
-            return
-        before, now = fixed(before), fixed(json.loads(json.dumps(self.config)))
-        changed = [
-            name
-            for name in {**now, **before}
-            if before.get(name) != now.get(name) and name not in unknown
-        ]
-        if changed:
-            what = "; ".join(
-                f"{name} was {json.dumps(before.get(name))}, now {json.dumps(now.get(name))}"
-                for name in changed
-            )
-            raise UserError(
-                f"output: {self.path} holds a run with other settings ({what}); "
-                "choose another folder or the same settings"
-            )
-
-    def _earlier_config(self) -> dict[str, Any] | None:
-        """The config that the run was begun with; None in a new folder."""
-        path = self.path / CONFIG
-        if not path.exists():
-            if _manifests(self.path):
-                raise UserError(
-                    f"output: {self.path} has a {MANIFEST} but no {CONFIG}; choose another folder"
-                )
-            return None
-        try:
-            before = yaml.safe_load(read_small_yaml(path))
-        except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError, UserError) as error:
-            raise UserError(f"output: {path} cannot be read; choose another folder") from error
-        if not isinstance(before, dict) or not before.keys() & self.config.keys():
-            raise UserError(f"output: {path} is not the config of a run; choose another folder")
-        return before
 
     def _write_config(self) -> None:
         text = yaml.safe_dump(

@@ -11,11 +11,11 @@ from typing import Any
 from infinity.errors import UserError
 from infinity.io.manifest import ImageRow, RunFolder
 from stepvar_patch.experiments.check import CheckedRun, check
-from stepvar_patch.experiments.generate import Progress, check_weights, fixed_on_resume
+from stepvar_patch.experiments.generate import Progress, check_weights
 from stepvar_patch.experiments.maker import Maker
 from stepvar_patch.experiments.plan import ImageJob, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
-from stepvar_patch.experiments.schema import GenerateConfig
+from stepvar_patch.experiments.schema import GenerateConfig, fixed_on_resume
 from stepvar_patch.experiments.scorers.timing import count_flops, lacks_flops
 
 logger = logging.getLogger(__name__)

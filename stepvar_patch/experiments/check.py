@@ -9,13 +9,15 @@ from typing import Any
 from infinity.config import PRESETS, ModelConfig
 from infinity.errors import Mistakes, UserError, collecting
 from infinity.io.files import check_writable
+from infinity.io.manifest import check_resumable
 from infinity.io.prompts import count_prompts
 from infinity.picture import picture_schedule
 from stepvar_patch.experiments.loading import Draft, read_config
 from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.problems import find_problems, parse
 from stepvar_patch.experiments.pruning import policy_request, resolve_pruning, sampling_settings
-from stepvar_patch.experiments.schema import GenerateConfig, ImageSettings
+from stepvar_patch.experiments.schema import GenerateConfig, ImageSettings, fixed_on_resume
+from stepvar_patch.experiments.threads import default_threads
 
 _MODEL = frozenset(["model", "tokenizer"])
 
@@ -40,7 +42,11 @@ class CheckedRun:
 
 
 def load_run(
-    path: Path, overrides: Sequence[str], shape: ModelConfig | None = None
+    path: Path,
+    overrides: Sequence[str],
+    shape: ModelConfig | None = None,
+    *,
+    drawing: bool = False,
 ) -> tuple[GenerateConfig, CheckedRun]:
     """The config of ``stepvar generate`` and what was found when its run was checked.
 
@@ -48,20 +54,41 @@ def load_run(
         path: the YAML file.
         overrides: ``key=value`` words.
         shape: see `check`.
+        drawing: whether the run is about to begin, or to go on in a folder that may hold another.
 
     Raises:
         Mistakes: all that the config, the files it names, the prompts, the model and the folders
             show; where the config is wrong, what rests on right values is checked all the same.
     """
     draft = read_config(GenerateConfig, path, overrides)
-    if not draft.problems:
-        config = parse(GenerateConfig, draft.values)
-        return config, check(config, shape, generating=True)
     found = list(map(str, draft.problems))
-    config, unknown = _as_far_as_known(draft, str(path), found)
+    if not draft.problems:
+        config, unknown = parse(GenerateConfig, draft.values), frozenset[str]()
+    else:
+        config, unknown = _as_far_as_known(draft, str(path), found)
     with collecting(found):
-        check(config, shape, generating=True, unknown=unknown)
-    raise Mistakes(found)
+        checked = check(config, shape, generating=True, unknown=unknown)
+    if drawing and "output" not in unknown:
+        with collecting(found):
+            _check_earlier(config, unknown)
+    if found:
+        raise Mistakes(found)
+    return config, checked
+
+
+def _check_earlier(config: GenerateConfig, unknown: frozenset[str]) -> None:
+    """Makes sure that the output folder holds no run with other settings.
+
+    On a GPU the card decides over ``memory``, which is compared when the folder is opened.
+    """
+    try:
+        device, dtype = resolve_device(config.device, config.dtype)
+    except UserError:
+        return
+    resolved = {**asdict(config), "device": device, "dtype": dtype}
+    hidden = unknown if device == "cpu" else unknown | {"memory"}
+    defaults = default_threads(device)
+    check_resumable(Path(config.output), resolved, fixed_on_resume, defaults, hidden)
 
 
 def _as_far_as_known(

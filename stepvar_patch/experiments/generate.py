@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -17,7 +17,7 @@ from stepvar_patch.experiments.check import CheckedRun, check
 from stepvar_patch.experiments.maker import Maker, settings_of, versions
 from stepvar_patch.experiments.plan import jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
-from stepvar_patch.experiments.schema import FREE_ON_RESUME, GenerateConfig
+from stepvar_patch.experiments.schema import GenerateConfig, fixed_on_resume
 from stepvar_patch.experiments.sparing import TEXT_CACHE, choose_memory, load_for_run
 
 __all__ = ["LoadPipeline", "Progress", "RunSummary", "run", "settings_of", "versions"]
@@ -150,19 +150,6 @@ def _own_device(device: str, ranks: Ranks) -> str:
     index = ranks.local % torch.cuda.device_count()
     torch.cuda.set_device(index)
     return f"cuda:{index}"
-
-
-def fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What must stay as it was: on the CPU not the batch size, on GPUs not the GPU's number."""
-    fixed = {name: value for name, value in config.items() if name not in FREE_ON_RESUME}
-    fixed["device"] = str(config.get("device")).partition(":")[0]
-    if fixed["device"] == "cpu":
-        fixed.pop("batch_size", None)
-        fixed["threads"] = config.get("threads")
-    else:
-        fixed.pop("threads", None)
-    fixed.setdefault("memory", "auto")
-    return fixed
 
 
 def check_weights(folder: RunFolder, config: GenerateConfig, digest: str) -> None:

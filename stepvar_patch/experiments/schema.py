@@ -2,8 +2,9 @@
 
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, ConfigDict
@@ -133,6 +134,19 @@ FREE_ON_RESUME = frozenset(
 )
 """Fields of `GenerateConfig` that may differ when a run is resumed: they change no finished image,
 or, as weights and prompts, are compared by content."""
+
+
+def fixed_on_resume(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What must stay as it was: on the CPU not the batch size, on GPUs not the GPU's number."""
+    fixed = {name: value for name, value in config.items() if name not in FREE_ON_RESUME}
+    fixed["device"] = str(config.get("device")).partition(":")[0]
+    if fixed["device"] == "cpu":
+        fixed.pop("batch_size", None)
+        fixed["threads"] = config.get("threads")
+    else:
+        fixed.pop("threads", None)
+    fixed.setdefault("memory", "auto")
+    return fixed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,6 +115,20 @@ def test_seeds_without_room_for_further_images(
     assert stepvar("generate", "c.yaml") == 0
 
 
+def test_a_conflict_with_an_earlier_run_hides_nothing(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stepvar("generate", "c.yaml") == 0
+    found = told(capsys, "prompts=none.txt", "temperature=2", "top_p=2", "batch_size=3")
+    assert found == [
+        "argument 'top_p=2': top_p = 2 must be less than or equal to 1",
+        "prompts: none.txt does not exist or is neither a file nor a folder",
+        "output: out holds a run with other settings (temperature was null, now 2.0); "
+        "choose another folder or the same settings",
+    ]
+    assert stepvar("doctor", "c.yaml", "temperature=2") == 0
+
+
 def test_a_model_without_text_encoder(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads((work / "model" / "manifest.json").read_text())
     (work / "model" / "manifest.json").write_text(json.dumps({**manifest, "files": {}}))

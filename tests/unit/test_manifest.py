@@ -130,7 +130,7 @@ def test_a_file_in_the_way_or_a_missing_config_is_told(two: Path) -> None:
         with pytest.raises(UserError, match="output: "):
             RunFolder(path, CONFIG, fixed)
     (two / "config.yaml").unlink()
-    with pytest.raises(UserError, match=r"has a run\.jsonl but no config\.yaml"):
+    with pytest.raises(UserError, match=r"has the manifest of a run but no config"):
         RunFolder(two, CONFIG, fixed)
 
 

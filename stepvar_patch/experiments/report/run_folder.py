@@ -6,8 +6,9 @@ from statistics import median
 from typing import Any
 
 from infinity.errors import UserError
+from infinity.io.earlier import CONFIG
 from infinity.io.images import Provenance, read_png
-from infinity.io.manifest import CONFIG, ImageRow, read_rows
+from infinity.io.manifest import ImageRow, read_rows
 from stepvar_patch.experiments.report.files import read_text
 from stepvar_patch.experiments.report.model import Bars, Shot, Source
 
