@@ -1,19 +1,3 @@
-"""A working folder with a model of no weights, a prompt file and a config."""
+from fixtures import model, work
 
-import json
-from pathlib import Path
-
-import pytest
-from fake_pipeline import write_model_directory
-from runs import ROWS
-
-
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    write_model_directory(tmp_path / "model")
-    (tmp_path / "p.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    (tmp_path / "c.yaml").write_text(
-        "model: model\nprompts: p.jsonl\noutput: out\nbatch_size: 2\ndevice: cpu\nthreads: 1\n"
-    )
-    return tmp_path
+__all__ = ["model", "work"]

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
-from tiny_model import CONFIG, REPOSITORY, write_tiny_model
+from tiny_model import CONFIG, REPOSITORY
 from torch import Tensor
 
 from infinity.config import PRESETS, TextEncoderConfig
@@ -28,12 +28,7 @@ FILES = sorted((REPOSITORY / "configs" / "bench").glob("*.yaml"))
 ATTENTION = REPOSITORY / "configs" / "bench" / "attention.yaml"
 BALANCED = REPOSITORY / "configs" / "pruning" / "stepvar_balanced.yaml"
 
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    write_tiny_model(folder)
-    return folder
+pytestmark = pytest.mark.bench
 
 
 @pytest.fixture

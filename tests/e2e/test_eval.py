@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from tiny_model import REPOSITORY, write_tiny_model
+from tiny_model import REPOSITORY
 
 from stepvar_patch.cli import main
 from stepvar_patch.experiments.codes import read_codes
@@ -16,13 +16,6 @@ from stepvar_patch.experiments.eval_schema import EvalConfig
 from stepvar_patch.experiments.loading import load_config
 
 BALANCED = f"pruning={REPOSITORY}/configs/pruning/stepvar_balanced.yaml"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    write_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tiny_model import CONFIG, REPOSITORY, write_tiny_model
+from tiny_model import CONFIG, REPOSITORY
 
 from infinity.config import PRESETS
 from infinity.io.images import read_png
@@ -25,13 +25,6 @@ from stepvar_patch.experiments.schema import GenerateConfig
 POLICIES = sorted((REPOSITORY / "configs" / "pruning").glob("*.yaml"))
 ABLATIONS = sorted((REPOSITORY / "configs" / "ablations").glob("*.yaml"))
 BALANCED = f"pruning={REPOSITORY}/configs/pruning/stepvar_balanced.yaml"
-
-
-@pytest.fixture(scope="session")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    write_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture

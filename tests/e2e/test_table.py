@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 from fake_pipeline import FakePipeline, write_model_directory
-from tiny_model import REPOSITORY, write_tiny_model
+from tiny_model import REPOSITORY
 
 from infinity.config import PRESETS
 from stepvar_patch.cli import main
@@ -31,13 +31,6 @@ from stepvar_patch.terminal import talk
 
 TABLES = sorted((REPOSITORY / "configs" / "tables").glob("[!p]*.yaml"))
 PRUNING = REPOSITORY / "configs" / "pruning"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    write_tiny_model(folder)
-    return folder
 
 
 @pytest.fixture

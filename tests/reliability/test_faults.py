@@ -250,13 +250,6 @@ def test_a_second_ablation_is_refused(
     assert main(words) == 0
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tiny") / "model"
-    write_tiny_model(folder)
-    return folder
-
-
 def flip(data: bytes, dice: random.Random) -> bytes:
     changed = bytearray(data)
     changed[dice.randrange(len(data))] ^= 1 << dice.randrange(8)
@@ -271,14 +264,14 @@ def cut(data: bytes, dice: random.Random) -> bytes:
 @pytest.mark.parametrize("times", [3, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_damaged_shard_is_named(
     tmp_path: Path,
-    tiny: Path,
+    model: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     damage: Callable[[bytes, random.Random], bytes],
     times: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny, "model")
+    shutil.copytree(model, "model")
     Path("p.txt").write_text("a red apple\n")
     Path("c.yaml").write_text("model: model\nprompts: p.txt\noutput: out\ndevice: cpu\n")
     dice = random.Random()
@@ -299,10 +292,10 @@ def test_a_damaged_shard_is_named(
 
 
 def test_every_damaged_file_is_named_at_once(
-    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny, "model")
+    shutil.copytree(model, "model")
     Path("p.txt").write_text("a red apple\n")
     Path("c.yaml").write_text("model: model\nprompts: p.txt\noutput: out\ndevice: cpu\n")
     names = sorted(json.loads(Path("model/manifest.json").read_text())["files"])
@@ -321,14 +314,14 @@ def test_every_damaged_file_is_named_at_once(
 @pytest.mark.parametrize("component", ["transformer", "tokenizer", "text_encoder"])
 def test_weights_that_are_no_numbers_are_refused(
     tmp_path: Path,
-    tiny: Path,
+    model: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     component: str,
     value: float,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    shutil.copytree(tiny, "model")
+    shutil.copytree(model, "model")
     Path("p.txt").write_text("a red apple\n")
     Path("c.yaml").write_text("model: model\nprompts: p.txt\noutput: out\ndevice: cpu\n")
     manifest = json.loads(Path("model/manifest.json").read_text())
