@@ -1,7 +1,6 @@
 """Puts a policy on a pipeline and takes it off again, from outside the model."""
 
 import weakref
-from types import TracebackType
 from weakref import WeakKeyDictionary
 
 from infinity.errors import UserError
@@ -53,12 +52,7 @@ class Handle:
         self._entered += 1
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._entered -= 1
         if not self._entered:
             self.remove()

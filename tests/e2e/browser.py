@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 VARIABLE = "STEPVAR_CHROMIUM"
@@ -60,12 +59,7 @@ class Chromium:
     def __enter__(self) -> "Chromium":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_error: object) -> None:
         self._process.terminate()
         try:
             self._process.wait(10)

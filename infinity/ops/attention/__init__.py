@@ -3,16 +3,11 @@
 ``select("auto", AttentionRequest.on(...))`` gives a callable that follows ``AttentionBackend``.
 """
 
-from infinity.ops.attention.base import (
-    AttentionBackend,
-    AttentionRequest,
-    KeyValues,
-    Layout,
-    half_precision_on_cuda,
-)
+from collections.abc import Callable
+from importlib import import_module
+
+from infinity.ops.attention.base import AttentionBackend, AttentionRequest, KeyValues
 from infinity.ops.attention.registry import (
-    DENSE_ORDER,
-    RAGGED_ORDER,
     names,
     register,
     select,
@@ -21,47 +16,23 @@ from infinity.ops.attention.registry import (
 from infinity.ops.attention.sdpa import SdpaAttention
 
 __all__ = [
-    "DENSE_ORDER",
-    "RAGGED_ORDER",
     "AttentionBackend",
     "AttentionRequest",
     "KeyValues",
-    "Layout",
-    "half_precision_on_cuda",
     "names",
     "register",
     "select",
     "support_table",
 ]
 
+
+def _on_first_use(module: str, backend: str) -> Callable[[], AttentionBackend]:
+    """A loader: these modules import packages that may not be installed."""
+    return lambda: getattr(import_module(f"{__name__}.{module}"), backend)()
+
+
 register("sdpa", SdpaAttention)
-
-
-def _flash_attn_4() -> AttentionBackend:
-    from infinity.ops.attention.flash_attn_4 import FlashAttention4
-
-    return FlashAttention4()
-
-
-def _torch_varlen() -> AttentionBackend:
-    from infinity.ops.attention.torch_varlen import TorchVarlenAttention
-
-    return TorchVarlenAttention()
-
-
-def _flash_attn() -> AttentionBackend:
-    from infinity.ops.attention.flash_attn import FlashAttention
-
-    return FlashAttention()
-
-
-def _xformers() -> AttentionBackend:
-    from infinity.ops.attention.xformers import XformersAttention
-
-    return XformersAttention()
-
-
-register("flash_attn_4", _flash_attn_4)
-register("torch_varlen", _torch_varlen)
-register("flash_attn", _flash_attn)
-register("xformers", _xformers)
+register("flash_attn_4", _on_first_use("flash_attn_4", "FlashAttention4"))
+register("torch_varlen", _on_first_use("torch_varlen", "TorchVarlenAttention"))
+register("flash_attn", _on_first_use("flash_attn", "FlashAttention"))
+register("xformers", _on_first_use("xformers", "XformersAttention"))

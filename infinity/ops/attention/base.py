@@ -121,6 +121,17 @@ def half_precision_on_cuda(request: AttentionRequest) -> str | None:
     return None
 
 
+def flash_attention_2(request: AttentionRequest) -> str | None:
+    """The reason why a FlashAttention-2 kernel cannot serve ``request``, if there is one."""
+    if reason := half_precision_on_cuda(request):
+        return reason
+    if request.capability is None or request.capability < (8, 0):
+        return f"needs compute capability 8.0, not {request.capability}"
+    if request.head_dim % 8 or request.head_dim > 256:
+        return f"takes head dims that are multiples of 8 up to 256, not {request.head_dim}"
+    return None
+
+
 def row_index(
     cu_seqlens: Int32[Tensor, " b1"], total: int
 ) -> tuple[Int[Tensor, " total"], Int[Tensor, " total"]]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from infinity.ops.attention.base import (
     AttentionRequest,
     KeyValues,
-    half_precision_on_cuda,
+    flash_attention_2,
     packed_keys,
 )
 
@@ -18,13 +18,7 @@ class FlashAttention:
     name = "flash_attn"
 
     def supports(self, request: AttentionRequest) -> str | None:
-        if reason := half_precision_on_cuda(request):
-            return reason
-        if request.capability is None or request.capability < (8, 0):
-            return f"needs compute capability 8.0, not {request.capability}"
-        if request.head_dim % 8 or request.head_dim > 256:
-            return f"takes head dims that are multiples of 8 up to 256, not {request.head_dim}"
-        return None
+        return flash_attention_2(request)
 
     def __call__(
         self,

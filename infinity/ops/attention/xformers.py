@@ -11,7 +11,7 @@ from xformers.ops.fmha.attn_bias import (
     _SeqLenInfo,
 )
 
-from infinity.ops.attention.base import AttentionRequest, KeyValues, half_precision_on_cuda
+from infinity.ops.attention.base import AttentionRequest, KeyValues, flash_attention_2
 
 
 def _rows(boundaries: Int32[Tensor, " b1"], max_seqlen: int) -> _SeqLenInfo:
@@ -47,14 +47,10 @@ class XformersAttention:
     name = "xformers"
 
     def supports(self, request: AttentionRequest) -> str | None:
-        if reason := half_precision_on_cuda(request):
+        if reason := flash_attention_2(request):
             return reason
         if not fmha.flash.FwOp.is_available():
             return f"has no flash kernel built for torch {torch.__version__}"
-        if request.capability is None or request.capability < (8, 0):
-            return f"needs compute capability 8.0, not {request.capability}"
-        if request.head_dim % 8 or request.head_dim > 256:
-            return f"takes head dims that are multiples of 8 up to 256, not {request.head_dim}"
         return None
 
     def __call__(
