@@ -24,7 +24,8 @@ def picture_schedule(
 
     Raises:
         UserError: height and width are not both given, are given beside aspect_ratio, or are no
-            size that a template of this model has; or the ratio is not positive and finite.
+            size that a template of this model has; the ratio is not positive and finite; or the
+            tokenizer has an amplitude for fewer scales than the resolution.
     """
     if (height is None) != (width is None):
         raise UserError("height and width must be given together")
@@ -39,6 +40,12 @@ def picture_schedule(
         found = _template(config, ratio, resolution)
     except ValueError as error:
         raise UserError(str(error)) from error
+    gains = config.tokenizer.scale_gains
+    if 0 < gains < len(found):
+        raise UserError(
+            f"resolution {found.resolution} has {len(found)} scales, but the model's tokenizer was "
+            f"trained on {gains}"
+        )
     if height is not None and pixel_size(config, found) != (height, width):
         sizes = (pixel_size(config, _template(config, r, resolution)) for r in TEMPLATES)
         allowed = ", ".join(f"{h} × {w}" for h, w in sizes)

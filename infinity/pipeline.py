@@ -190,7 +190,6 @@ class InfinityPipeline:
         schedule = self.schedule(
             aspect_ratio=aspect_ratio, height=height, width=width, resolution=resolution
         )
-        self._check_gains(schedule)
         settings = resolve_settings(
             self.config.sampling,
             len(schedule),
@@ -279,15 +278,6 @@ class InfinityPipeline:
         if self._engine is None or self._engine.asked != asked:
             self._engine = Engine(self.transformer, mode=self.engine, fp8=self.fp8)
         return self._engine
-
-    def _check_gains(self, schedule: ScaleSchedule) -> None:
-        """Refuses more scales than a tokenizer with one code amplitude per scale has."""
-        gains = self.tokenizer.gains
-        if gains is not None and len(schedule) > len(gains):
-            raise UserError(
-                f"resolution {schedule.resolution} has {len(schedule)} scales, but the model's "
-                f"tokenizer was trained on {len(gains)}"
-            )
 
     @torch.inference_mode()
     def _latents(

@@ -184,6 +184,8 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> 
         "threads",
     ):
         del settings[name]
+    if settings["resolution"] is None:  # so keeps a row the key that it had before there was one
+        del settings["resolution"]
     what = {
         **settings,
         "label": cell.label,

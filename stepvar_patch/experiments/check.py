@@ -186,7 +186,7 @@ def _misfits(config: GenerateConfig, model: ModelConfig) -> list[str]:
     with collecting(found):
         policy_request(model, config)
     with collecting(found):
-        sampling_settings(config, model, picture_schedule(model))
+        sampling_settings(config, model, picture_schedule(model, resolution=config.resolution))
     with collecting(found):
         resolve_pruning(config, model)
     return found

@@ -72,10 +72,14 @@ def policy_request(
         device_type: ``cpu`` or ``cuda``.
 
     Raises:
-        UserError: no template has the picture's size.
+        UserError: no template has the picture's size, or the model has no such resolution.
     """
     schedule = picture_schedule(
-        model, aspect_ratio=config.aspect_ratio, height=config.height, width=config.width
+        model,
+        aspect_ratio=config.aspect_ratio,
+        height=config.height,
+        width=config.width,
+        resolution=config.resolution,
     )
     try:
         settings = sampling_settings(config, model, schedule)

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from annotated_types import Ge, Gt, Le, MinLen
 from pydantic import AfterValidator, ConfigDict
 
-from infinity.config import Quantization
+from infinity.config import Quantization, Resolution
 from infinity.io.prompts import MAX_SEED
 from stepvar_patch.experiments.loading import FROM_FILE
 from stepvar_patch.experiments.pruning import STRICT, PruningSetting
@@ -55,6 +55,7 @@ class ImageSettings:
         aspect_ratio: height / width; the nearest of 15 shapes is used.
         height: of the image in pixels, given together with ``width``.
         width: of the image in pixels.
+        resolution: pixel-count class, with that many scales.
         pruning: which tokens, rows and scales are computed: a policy, or a YAML file that holds
             one; ``None`` computes everything.
     """
@@ -69,6 +70,7 @@ class ImageSettings:
     aspect_ratio: Annotated[float, Ge(0.1), Le(10)] | None = None
     height: Pixels | None = None
     width: Pixels | None = None
+    resolution: Resolution | None = None
     pruning: PruningSetting | None = field(default=None, metadata={FROM_FILE: True})
 
     def __post_init__(self) -> None:

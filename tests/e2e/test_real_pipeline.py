@@ -54,6 +54,24 @@ def test_generate_resume_and_replay(work: Path, capsys: pytest.CaptureFixture[st
     assert "identical pixels" in capsys.readouterr().out
 
 
+def test_another_resolution_is_drawn_recorded_and_replayed(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (work / "p.txt").write_text("a red apple\n")
+    words = ["resolution=0.25M", "aspect_ratio=2", f"temperature={[1] * 10}"]
+    assert main(["generate", "c.yaml", *words]) == 0
+    (picture,) = (work / "out").glob("0*.png")
+    image, provenance = read_png(picture)
+    assert image.size == (46, 92)
+    assert provenance.settings["resolution"] == "0.25M"
+    assert main(["replay", str(picture)]) == 0
+    assert "identical pixels" in capsys.readouterr().out
+    assert main(["generate", "c.yaml", *words, "resolution=0.06M"]) == 2
+    assert 'resolution was "0.25M", now "0.06M"' in capsys.readouterr().err
+    assert main(["generate", "c.yaml", "resolution=2M", "height=32", "width=30"]) == 2
+    assert "'0.06M', '0.25M', '0.60M' or '1M'" in capsys.readouterr().err
+
+
 def damage(work: Path, name: str) -> None:
     path = work / "model" / name
     data = bytearray(path.read_bytes())

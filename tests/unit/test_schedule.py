@@ -1,10 +1,14 @@
 """Every schedule against the published table."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from infinity.config import PRESETS
+from infinity.errors import UserError
+from infinity.picture import picture_schedule, pixel_size
 from infinity.schedule import TEMPLATES, nearest_aspect_ratio, scale_schedule
 
 TABLE = json.loads((Path(__file__).parents[1] / "golden" / "scale_schedules.json").read_text())
@@ -41,3 +45,21 @@ def test_latent_grids_double_under_patchify() -> None:
     schedule = scale_schedule(1.5, "0.06M")
     assert schedule.latent_grids(False) == schedule.grids
     assert schedule.latent_grids(True) == tuple((2 * h, 2 * w) for h, w in schedule.grids)
+
+
+def test_a_picture_may_have_another_resolution_than_the_models_own() -> None:
+    model = PRESETS["infinity-2b"]
+    for resolution, side in (("0.06M", 256), ("0.25M", 512), ("0.60M", 768), ("1M", 1024)):
+        schedule = picture_schedule(model, height=side, width=side, resolution=resolution)
+        assert pixel_size(model, schedule) == (side, side)
+        assert schedule.rope_reference == (64, 64)
+    with pytest.raises(UserError, match="512 × 512; allowed: 1024 × 1024, 1120 × 896"):
+        picture_schedule(model, height=512, width=512)
+
+
+def test_a_tokenizer_with_gains_has_no_further_scales() -> None:
+    model = PRESETS["embedded"]
+    model = replace(model, tokenizer=replace(model.tokenizer, scale_gains=10))
+    assert len(picture_schedule(model, resolution="0.06M")) == 7
+    with pytest.raises(UserError, match=r"0\.60M has 12 scales, but .* was trained on 10"):
+        picture_schedule(model, resolution="0.60M")

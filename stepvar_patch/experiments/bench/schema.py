@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from annotated_types import Ge, Le, MinLen
 
-from infinity.config import PRESETS, EngineMode, Resolution
+from infinity.config import PRESETS, EngineMode
 from infinity.errors import UserError
 from infinity.io.prompts import MAX_SEED
 from stepvar_patch.experiments.problems import nearest
@@ -23,7 +23,6 @@ class ArmSettings(ImageSettings):
     """What arms may differ in, beside the settings of the images; ``None`` is the file's own.
 
     Attributes:
-        resolution: pixel-count class; ``None`` is the model's own.
         dtype: ``None`` is bfloat16 on a GPU and float32 on the CPU.
         attention: backend name; ``None`` is auto.
         engine: how calls are carried out; ``None`` is auto.
@@ -31,7 +30,6 @@ class ArmSettings(ImageSettings):
         batch_sizes: images drawn at once; each is a row of the result.
     """
 
-    resolution: Resolution | None = None
     dtype: Dtype | None = None
     attention: Annotated[str, MinLen(1)] | None = None
     engine: EngineMode | None = None
