@@ -8,7 +8,6 @@ head dim, D bits per token.
 Source: spec infinity-transformer §11 "Forward" and "Loss".
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -23,7 +22,6 @@ from infinity.schedule import ScaleSchedule
 from infinity.transformer.block import Block, Modulation, Rope, linear
 from infinity.transformer.model import InfinityTransformer
 from infinity.transformer.rope import rope_table
-from infinity.transformer.text import TextPool
 
 MASKED_TOKENS = 128
 """Leading scales of at most so many tokens share one masked attention call; later ones have a call
@@ -149,21 +147,6 @@ def run_block(
     return block(x, modulation, rope, attend, attend_text)
 
 
-def pool_padded(
-    pool: TextPool, rows: Float[Tensor, "b n text"], valid: Bool[Tensor, "b n"]
-) -> Float[Tensor, "b width"]:
-    """:class:`TextPool` on padded text."""
-    ca = pool.ca
-    weight = ca.mat_kv.weight
-    bias = torch.cat([ca.zero_k_bias, ca.v_bias]).to(weight.dtype)
-    kv = F.linear(rows.to(weight.dtype), weight, bias).unflatten(-1, (2, ca.heads, ca.head_dim))
-    k, v = kv.unbind(2)
-    scores = torch.einsum("hk,bnhk->bhn", ca.mat_q[0].float(), k.float())
-    scores = scores / math.sqrt(ca.head_dim)
-    attention = scores.masked_fill(~valid[:, None], float("-inf")).softmax(-1)
-    return ca.proj(torch.einsum("bhn,bnhk->bhk", attention.float(), v.float()).flatten(1))
-
-
 def embed(
     model: InfinityTransformer,
     inputs: Float[Tensor, "b l_in bits"],
@@ -173,7 +156,8 @@ def embed(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Token stream, pooled text, shared modulation and projected text."""
     rows = model.text_norm(text.flatten(0, 1)).view(text.shape)
-    sos = pool_padded(model.text_proj_for_sos, rows, valid).float()
+    pool = model.text_proj_for_sos
+    sos = pool.pool(pool.keys_values(rows), valid).float()
     context = model.text_proj_for_ca(rows)
     tokens = linear(model.word_embed, inputs).float() + model.lvl_embed.weight[levels[1:]]
     x = torch.cat([model.embed_start(sos), tokens], dim=1)

@@ -5,7 +5,7 @@
 import math
 
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Bool, Float, Int32
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -46,24 +46,33 @@ class TextPool(nn.Module):
         super().__init__()
         self.ca = _PoolAttention(config)
 
-    def forward(
-        self, rows: Float[Tensor, "n text"], cu_seqlens: Int32[Tensor, " b1"], max_seqlen: int
-    ) -> Float[Tensor, "b width"]:
-        """Pooled vector per prompt, ``(b, C)``.
-
-        Rows are padded to ``max_seqlen`` and masked; padding contributes exactly zero.
-        """
+    def keys_values(self, rows: Float[Tensor, "*rows text"]) -> Float[Tensor, "*rows 2 heads dim"]:
         ca = self.ca
         weight = ca.mat_kv.weight
         bias = torch.cat([ca.zero_k_bias, ca.v_bias]).to(weight.dtype)
-        kv = F.linear(rows.to(weight.dtype), weight, bias).unflatten(-1, (2, ca.heads, ca.head_dim))
+        return F.linear(rows.to(weight.dtype), weight, bias).unflatten(
+            -1, (2, ca.heads, ca.head_dim)
+        )
+
+    def pool(
+        self, kv: Float[Tensor, "b n 2 heads dim"], valid: Bool[Tensor, "b n"]
+    ) -> Float[Tensor, "b width"]:
+        """Pooled vector per prompt of padded rows; padding contributes exactly zero."""
+        ca = self.ca
+        k, v = kv.unbind(2)
+        scores = torch.einsum("hk,bnhk->bhn", ca.mat_q[0].float(), k.float())
+        scores = scores / math.sqrt(ca.head_dim)
+        weights = scores.masked_fill(~valid[:, None], float("-inf")).softmax(-1)
+        pooled = torch.einsum("bhn,bnhk->bhk", weights.float(), v.float()).flatten(1)
+        return ca.proj(pooled.to(ca.proj.weight.dtype))
+
+    def forward(
+        self, rows: Float[Tensor, "n text"], cu_seqlens: Int32[Tensor, " b1"], max_seqlen: int
+    ) -> Float[Tensor, "b width"]:
+        """Pooled vector per prompt, ``(b, C)``, of packed rows."""
+        kv = self.keys_values(rows)
         starts, lengths = cu_seqlens[:-1].long(), cu_seqlens.diff().long()
         slots = torch.arange(max_seqlen, device=rows.device)
         valid = slots < lengths[:, None]
         gather = (starts[:, None] + slots).where(valid, starts[:, None])
-        k, v = kv[gather].unbind(2)
-        scores = torch.einsum("hk,bnhk->bhn", ca.mat_q[0].float(), k.float())
-        scores = scores / math.sqrt(ca.head_dim)
-        weights = scores.masked_fill(~valid[:, None], float("-inf")).softmax(-1)
-        pooled = torch.einsum("bhn,bnhk->bhk", weights, v.float()).flatten(1)
-        return ca.proj(pooled.to(ca.proj.weight.dtype))
+        return self.pool(kv[gather], valid)
