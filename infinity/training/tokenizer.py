@@ -5,7 +5,6 @@ and the perceptual network, where one is asked for, is trained on the spot (``ca
 """
 
 import random
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
 from infinity.training.image_cache import ImageCache, build_image_cache
 from infinity.training.log import TrainingLog
+from infinity.training.loop import Mark, train
 from infinity.training.reconstruction_loss import corner_weights
 from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
 from infinity.training.source import BatchStream, TrainingData, load_training_data
@@ -256,38 +256,33 @@ class TokenizerTrainer:
         rank = self.accelerator.process_index
         batches = self._batches(budget.steps)
         self.objective.train()
-        saved = drawn = time.monotonic()
-        logged = (budget.steps, budget.seconds)
-        begun = time.monotonic()
-        while not budget.spent(until_seconds):
+
+        def step() -> StepOutput:
             image, features = next(batches)
             shown, kept = self._draw(image.shape[0], budget.steps, rank)
             image = image.contiguous(memory_format=torch.channels_last)
-            output = self.model(
+            output: StepOutput = self.model(
                 image, shown.to(self.device, non_blocking=True), kept, features=features
             )
             run.step(output.loss, budget.progress)
-            if not budget.running:
-                synchronize(self.device)
-                self.log.write("first step", seconds=time.monotonic() - begun)
-                budget.start()
-                logged = (budget.steps, budget.seconds)
-            elif budget.steps % config.log_every == 0:
-                self._log_step(run, output, logged)
-                logged = (budget.steps, budget.now())
-            now = time.monotonic()
-            if now - drawn > config.sheet_every_seconds and budget.running:
-                budget.pause()
-                self._evaluate(run, f"step-{budget.steps:06d}")
-                budget.start()
-                drawn = time.monotonic()
-            if now - saved > config.checkpoint.every_seconds and budget.running:
-                budget.pause()
-                self._save(run, None)
-                budget.start()
-                saved = time.monotonic()
-        synchronize(self.device)
-        budget.pause()
+            return output
+
+        train(
+            run,
+            step,
+            device=self.device,
+            until_seconds=until_seconds,
+            log_every=config.log_every,
+            on_first=lambda seconds: self.log.write("first step", seconds=seconds),
+            on_log=lambda output, since: self._log_step(run, output, since),
+            recurring=(
+                (
+                    config.sheet_every_seconds,
+                    lambda: self._evaluate(run, f"step-{budget.steps:06d}"),
+                ),
+                (config.checkpoint.every_seconds, lambda: self._save(run, None)),
+            ),
+        )
 
     def _draw(self, images: int, step: int, rank: int) -> tuple[Tensor, tuple[bool, ...]]:
         """Which scales each image is decoded from, and which scales take part in the step."""
@@ -302,7 +297,7 @@ class TokenizerTrainer:
                 row[rng.randint(low, high) :] = False
         return shown[:, list(kept)], kept
 
-    def _log_step(self, run: TrainingRun, output: StepOutput, since: tuple[int, float]) -> None:
+    def _log_step(self, run: TrainingRun, output: StepOutput, since: Mark) -> None:
         synchronize(self.device)
         steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]
         rate = steps * self.config.batch_size * self.accelerator.num_processes / max(seconds, 1e-9)

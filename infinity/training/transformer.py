@@ -5,7 +5,6 @@ Source: spec infinity-transformer §11 and embedded-model, "Recommended recipe";
 """
 
 import random
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,13 +17,15 @@ from infinity.io.files import check_writable
 from infinity.pipeline import InfinityPipeline
 from infinity.schedule import scale_schedule
 from infinity.text import TextEncoder, load_text_encoder
-from infinity.tokenizer.quantizer import FlipBits, self_correction
+from infinity.tokenizer.quantizer import self_correction
 from infinity.training.budget import Budget, deadline_after
 from infinity.training.checkpoint import read_index
-from infinity.training.config import PhaseConfig, SelfCorrectionConfig, TrainTransformerConfig
+from infinity.training.config import PhaseConfig, TrainTransformerConfig
+from infinity.training.flip_bits import flip_bits
 from infinity.training.initialize import decays, initialize
 from infinity.training.latents import LatentCache, build_cache
 from infinity.training.log import TrainingLog
+from infinity.training.loop import Mark, train
 from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
 from infinity.training.sheet import draw_prompts, save_grid
 from infinity.training.source import TrainingData, load_training_data
@@ -72,30 +73,6 @@ def run_transformer(
             does not fit.
     """
     return TransformerTrainer(config, data, text_encoder).run()
-
-
-def flip_bits(
-    config: SelfCorrectionConfig, images: int, scales: int, generator: torch.Generator
-) -> FlipBits:
-    """The corruption of one batch: flip probabilities are drawn here, flips when it is called.
-
-    Args:
-        config: strength and rule.
-        images: in the batch.
-        scales: of the schedule.
-        generator: on the device of the bits.
-    """
-    device = generator.device
-    shape = (images, 1) if config.per == "image" else (1, scales)
-    strength = torch.rand(shape, generator=generator, device=device) * config.strength
-    noisy = torch.rand(shape, generator=generator, device=device) >= config.clean
-    probability = (strength * noisy).expand(images, scales)
-
-    def flip(scale: int, bits: Tensor) -> Tensor:
-        noise = torch.rand(bits.shape, generator=generator, device=device)
-        return bits ^ (noise < probability[:, scale, None, None, None])
-
-    return flip
 
 
 class TransformerTrainer:
@@ -257,35 +234,34 @@ class TransformerTrainer:
             for ratio, schedule in self.schedules.items()
         }
         self.model.train()
-        begun = saved = drawn = time.monotonic()
-        logged = (budget.steps, budget.seconds)
-        loss = float("nan")
-        while not budget.spent():
+        losses = [float("nan")]
+
+        def step() -> tuple[float, TransformerStep]:
             ratio, batch = self._batch(number, phase, budget.steps)
-            output = self.objective(*batch, plans[ratio])
+            output: TransformerStep = self.objective(*batch, plans[ratio])
             run.step(output.loss, budget.progress if phase.decay else 0.0)
-            if not budget.running:
-                synchronize(self.device)
-                self.log.write("first step", phase=number, seconds=time.monotonic() - begun)
-                budget.start()
-                logged = (budget.steps, budget.seconds)
-            elif budget.steps % config.log_every == 0:
-                loss = self._log_step(run, number, phase, ratio, output, logged)
-                logged = (budget.steps, budget.now())
-            now = time.monotonic()
-            if now - drawn > config.sheet_every_seconds:
-                budget.pause()
-                self._sheet(run, f"phase-{number}-step-{budget.steps:06d}")
-                budget.start()
-                drawn = time.monotonic()
-            if now - saved > config.checkpoint.every_seconds:
-                budget.pause()
-                self._save(run, number)
-                budget.start()
-                saved = time.monotonic()
-        synchronize(self.device)
-        budget.pause()
-        return loss
+            return ratio, output
+
+        def log(found: tuple[float, TransformerStep], since: Mark) -> None:
+            losses.append(self._log_step(run, number, phase, *found, since))
+
+        train(
+            run,
+            step,
+            device=self.device,
+            until_seconds=None,
+            log_every=config.log_every,
+            on_first=lambda s: self.log.write("first step", phase=number, seconds=s),
+            on_log=log,
+            recurring=(
+                (
+                    config.sheet_every_seconds,
+                    lambda: self._sheet(run, f"phase-{number}-step-{budget.steps:06d}"),
+                ),
+                (config.checkpoint.every_seconds, lambda: self._save(run, number)),
+            ),
+        )
+        return losses[-1]
 
     @torch.no_grad()
     def _batch(
@@ -323,7 +299,7 @@ class TransformerTrainer:
         phase: PhaseConfig,
         ratio: float,
         output: TransformerStep,
-        since: tuple[int, float],
+        since: Mark,
     ) -> float:
         synchronize(self.device)
         steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]

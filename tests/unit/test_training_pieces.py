@@ -13,8 +13,8 @@ from infinity.training.budget import Budget, learning_rate
 from infinity.training.checkpoint import load_tensors, save_tensors
 from infinity.training.config import OptimizerConfig, SelfCorrectionConfig
 from infinity.training.ema import ExponentialMovingAverage
+from infinity.training.flip_bits import flip_bits
 from infinity.training.reconstruction_loss import gradient_l1, psnr_db
-from infinity.training.transformer import flip_bits
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=1.0, betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=4, decay_from=0.5
