@@ -15,6 +15,7 @@ from infinity.checkpoint.lazy import LazyState, safetensors_state
 from infinity.checkpoint.official import check_relative
 from infinity.config import ModelConfig
 from infinity.errors import Mistakes, UserError, collecting
+from infinity.io.files import file_sha256
 from infinity.io.strict_json import parse_json
 
 FORMAT_VERSION = 1
@@ -219,16 +220,3 @@ def _unknown_keys(given: Any, known: Any, where: str) -> list[str]:
     for key in given.keys() & known.keys():
         unknown += _unknown_keys(given[key], known[key], f"{where}.{key}")
     return unknown
-
-
-def file_sha256(path: Path) -> str:
-    """Checksum of a file's content, in hexadecimal.
-
-    Raises:
-        UserError: unreadable.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise UserError(f"{path}: not readable ({error.strerror})") from error

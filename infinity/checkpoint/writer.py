@@ -17,14 +17,13 @@ from infinity.checkpoint.directory import (
     MANIFEST,
     TEXT_ENCODER,
     content_digest,
-    file_sha256,
     listed_files,
 )
 from infinity.checkpoint.int8 import compress_state
 from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.config import ModelConfig
 from infinity.errors import Mistakes, UserError, collecting
-from infinity.io.files import check_writable
+from infinity.io.files import check_writable, file_sha256
 
 DEFAULT_SHARD_BYTES = 4 << 30
 

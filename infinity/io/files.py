@@ -1,6 +1,7 @@
-"""Files that are either whole or absent, whatever happens to the process."""
+"""Folders, checksums, and files that are whole or absent, whatever becomes of the process."""
 
 import errno
+import hashlib
 import os
 import tempfile
 from collections.abc import Callable
@@ -70,6 +71,37 @@ def check_writable(folder: Path, name: str) -> None:
         if error.errno == errno.ENOENT:
             reason = f"{place} takes no files"
         raise UserError(f"{name}: cannot write into {folder}: {reason}") from error
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder with its parents, if it is not there.
+
+    Args:
+        folder: to be.
+
+    Raises:
+        UserError: a file is in the way, the disk is full, or the place is not writable.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(folder, error) from error
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Args:
+        path: the file.
+
+    Raises:
+        UserError: it is not readable.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror})") from error
 
 
 def open_file(path: Path, flags: int) -> BinaryIO:

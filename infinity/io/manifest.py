@@ -18,7 +18,6 @@ from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
 from infinity.io.rows import (
     ImageRow,
-    file_sha256,
     has_preview,
     image_name,
     is_finished,
@@ -26,7 +25,7 @@ from infinity.io.rows import (
     preview_file,
 )
 
-__all__ = ["ImageRow", "RunFolder", "file_sha256", "image_name", "preview_file", "read_rows"]
+__all__ = ["ImageRow", "RunFolder", "image_name", "preview_file", "read_rows"]
 
 MANIFEST = "run.jsonl"
 RANK_MANIFESTS = "run.rank-*.jsonl"

@@ -1,12 +1,12 @@
 """Rows of a run's manifest: one per finished image."""
 
-import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from infinity.io.files import file_sha256
 from infinity.io.strict_json import parse_json
 
 MAX_ROW_BYTES = 1 << 20
@@ -55,12 +55,6 @@ def image_name(row_id: str, seed: int) -> str:
 def preview_file(name: str) -> str:
     """File of the strip that shows an image after each scale."""
     return f"{name}.preview.png"
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def parse_row(line: bytes) -> ImageRow | None:

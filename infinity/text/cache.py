@@ -12,7 +12,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from infinity.errors import UserError
-from infinity.io.files import write_atomic, write_error
+from infinity.io.files import file_sha256, make_folder, write_atomic
 from infinity.text.base import TextEncoder, TextFeatures
 
 _DIGEST_BYTES = 32
@@ -30,12 +30,7 @@ def encoder_identity(folder: Path, dtype: torch.dtype) -> str:
     """
     total = hashlib.sha256(json.dumps([str(dtype), torch.__version__]).encode())
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        try:
-            with path.open("rb") as file:
-                content = hashlib.file_digest(file, "sha256").hexdigest()
-        except OSError as error:
-            raise UserError(f"{path}: not readable ({error.strerror})") from error
-        total.update(json.dumps([path.name, content]).encode())
+        total.update(json.dumps([path.name, file_sha256(path)]).encode())
     return total.hexdigest()
 
 
@@ -53,10 +48,7 @@ class TextCache:
 
     def __init__(self, folder: Path, identity: str) -> None:
         self._folder = folder / identity[:32]
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(self._folder, error) from error
+        make_folder(self._folder)
 
     def get(self, prompt: str) -> Float[Tensor, "n width"] | None:
         """The features of a prompt; None if they are not there or damaged."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from infinity.io.files import remove_temporary, write_atomic, write_error
+from infinity.io.files import make_folder, remove_temporary, write_atomic
 from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
 from stepvar_patch.experiments.ablate_draw import Bench
@@ -20,7 +20,8 @@ from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
 from stepvar_patch.experiments.bench.environment import machine
 from stepvar_patch.experiments.check import CheckedRun, check
 from stepvar_patch.experiments.dry_run import dry_run
-from stepvar_patch.experiments.generate import Progress, versions
+from stepvar_patch.experiments.generate import Progress
+from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.plan import ImageJob, jobs
 
 
@@ -66,10 +67,7 @@ def run(
     cells = expand(config)
     checked = {cell.label: check(cell.config) for cell in cells}
     folder = Path(config.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
+    make_folder(folder)
     with RunLock(folder, Ranks()):
         rows, made = _draw_rows(config, cells, checked, progress, load_pipeline)
     planned = {cell.label: _planned(cell, checked[cell.label]) for cell in cells}

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity.errors import UserError
-from infinity.io.files import write_atomic, write_error
+from infinity.io.files import make_folder, write_atomic
 from infinity.io.manifest import read_rows
 from stepvar_patch.experiments.arms import DENSE, Arm, DrawnArm, draw_arms, plain_config
 from stepvar_patch.experiments.check import check
@@ -53,10 +53,7 @@ def run(
     """
     output = Path(config.output)
     device, _ = resolve_device(config.device, config.dtype)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(output, error) from error
+    make_folder(output)
     scoring = Scoring(files=config.files, protocol=config.fid_protocol, device=device, cache=output)
     if config.run is not None:
         arm = _existing(PRUNED, Path(config.run), config.images)

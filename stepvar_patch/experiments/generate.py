@@ -14,13 +14,11 @@ from infinity.io.images import contact_sheet, write_png
 from infinity.io.manifest import RunFolder
 from infinity.io.ranks import Ranks, ranks_from_environment
 from stepvar_patch.experiments.check import CheckedRun, check
-from stepvar_patch.experiments.maker import Maker, settings_of, versions
+from stepvar_patch.experiments.maker import Maker
 from stepvar_patch.experiments.plan import jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig, fixed_on_resume
 from stepvar_patch.experiments.sparing import TEXT_CACHE, choose_memory, load_for_run
-
-__all__ = ["LoadPipeline", "Progress", "RunSummary", "run", "settings_of", "versions"]
 from stepvar_patch.experiments.threads import default_threads, using_threads
 
 CONTACT_SHEET = "contact_sheet.png"

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from infinity.errors import UserError
-from infinity.io.files import write_error
+from infinity.io.files import make_folder
 from infinity.policy import (
     Branch,
     BranchPlan,
@@ -25,7 +25,7 @@ from infinity.policy import (
 from infinity.tokens import KeepSet
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.compare import draw
-from stepvar_patch.experiments.generate import settings_of
+from stepvar_patch.experiments.maker import settings_of
 from stepvar_patch.experiments.mask_page import (
     ScalePictures,
     SeenScale,
@@ -129,10 +129,7 @@ def run(config: GenerateConfig, load_pipeline: Callable[..., Any]) -> dict[str, 
         raise UserError("pruning is null; show-masks needs a policy, e.g. pruning=FILE")
     checked = check(config)
     folder = Path(config.output)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(folder, error) from error
+    make_folder(folder)
     pipeline = load_pipeline(
         config.model,
         tokenizer=config.tokenizer,

@@ -13,7 +13,7 @@ from infinity.io.files import check_writable
 from infinity.io.images import Provenance, read_png, write_png
 from infinity.loading import has_text_encoder
 from infinity.quantize import quantize
-from stepvar_patch.experiments.generate import settings_of, versions
+from stepvar_patch.experiments.maker import settings_of, versions
 from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.problems import describe, parse
 from stepvar_patch.experiments.pruning import draw_pruned, resolve_pruning

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from infinity.errors import UserError
-from infinity.io.files import write_error
+from infinity.io.files import make_folder
 from stepvar_patch.experiments.arms import Arm, draw_arms, plain_config
 from stepvar_patch.experiments.bench.environment import machine
 from stepvar_patch.experiments.benchmarks.columns import benchmark_estimates
@@ -99,10 +99,7 @@ def run(
         yield TableResult(rows=rows, notes=[], environment={})
         return
     device, dtype = resolve_device(table.device, table.dtype)
-    try:
-        table.folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(table.folder, error) from error
+    make_folder(table.folder)
     scoring = Scoring(
         files=table.files, protocol=table.fid_protocol, device=device, cache=table.folder
     )

@@ -334,7 +334,7 @@ def test_weights_that_are_no_numbers_are_refused(
     key = next(k for k, v in state.items() if v.is_floating_point() and v.ndim)
     state[key].view(-1)[-1] = value
     save_file(state, Path("model", name))
-    from infinity.checkpoint.directory import file_sha256
+    from infinity.io.files import file_sha256
 
     manifest["files"][name]["sha256"] = file_sha256(Path("model", name))
     manifest["files"][name]["bytes"] = Path("model", name).stat().st_size

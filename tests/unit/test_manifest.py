@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from infinity.errors import UserError
-from infinity.io.manifest import ImageRow, RunFolder, file_sha256
+from infinity.io.files import file_sha256
+from infinity.io.manifest import ImageRow, RunFolder
 from infinity.io.ranks import Ranks
 
 CONFIG = {"seed": 1, "guidance_scale": (1.0, 2.0), "temperature": None, "batch_size": 1}

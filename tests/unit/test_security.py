@@ -53,7 +53,7 @@ def test_no_code_from_data_and_no_network(path: Path) -> None:
 
 
 def model(folder: Path, name: str) -> Path:
-    from infinity.checkpoint.directory import file_sha256
+    from infinity.io.files import file_sha256
 
     path = folder / name
     entry = {

@@ -19,7 +19,7 @@ from infinity.loading import resolve_device, resolve_dtype
 from infinity.ops.attention import AttentionRequest, KeyValues, select, support_table
 from stepvar_patch.experiments.bench.attention_cases import AttentionCase, AttentionConfig, cases
 from stepvar_patch.experiments.bench.environment import environment
-from stepvar_patch.experiments.bench.files import make_folder, write_record
+from stepvar_patch.experiments.bench.files import make_folder_of, write_record
 from stepvar_patch.experiments.bench.row import synchronize
 from stepvar_patch.experiments.generate import Progress
 
@@ -59,7 +59,7 @@ def run_attention(config: AttentionConfig, progress: Progress, command: str) -> 
     dtype = resolve_dtype(config.dtype, device)
     wanted = list(cases(config))
     path = Path(config.output)
-    make_folder(path)
+    make_folder_of(path)
     record: dict[str, Any] = {
         "format": FORMAT,
         "command": command,

@@ -5,19 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from infinity.io.files import check_writable, write_atomic, write_error
+from infinity.io.files import check_writable, make_folder, write_atomic
 
 
-def make_folder(path: Path) -> None:
-    """The folder of a file.
+def make_folder_of(path: Path) -> None:
+    """Makes the folder of a file and tries that it takes files.
 
     Raises:
         UserError: it cannot be made or written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(path.parent, error) from error
+    make_folder(path.parent)
     check_writable(path.parent, "output")
 
 

@@ -14,7 +14,7 @@ from infinity.timing import Stage, StageClock
 from stepvar_patch.cost import plan_cost
 from stepvar_patch.experiments.bench.schema import Arm, BenchConfig
 from stepvar_patch.experiments.bench.watch import KeptTokens
-from stepvar_patch.experiments.generate import settings_of
+from stepvar_patch.experiments.maker import settings_of
 from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.experiments.pruning import (
     draw_pruned,

@@ -14,7 +14,7 @@ import torch
 from infinity.errors import UserError
 from infinity.loading import resolve_device
 from stepvar_patch.experiments.bench.environment import environment, gpu_state
-from stepvar_patch.experiments.bench.files import make_folder, write_record
+from stepvar_patch.experiments.bench.files import make_folder_of, write_record
 from stepvar_patch.experiments.bench.fresh import first_image
 from stepvar_patch.experiments.bench.kernels import kernel_table
 from stepvar_patch.experiments.bench.models import Models, check_weights
@@ -92,7 +92,7 @@ class _Bench:
         self.rounds_done = self.position = 0
         self.environment = environment(device)
         self.path = Path(config.output)
-        make_folder(self.path)
+        make_folder_of(self.path)
 
     @property
     def running(self) -> list[Row]:

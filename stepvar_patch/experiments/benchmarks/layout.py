@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from PIL import Image
 
 from infinity.errors import UserError
-from infinity.io.files import write_atomic, write_error
+from infinity.io.files import make_folder, write_atomic, write_error
 from infinity.io.manifest import ImageRow, read_rows
 from infinity.io.prompts import PromptRow, check_id
 from infinity.io.strict_json import parse_json
@@ -63,10 +63,7 @@ def write_prompts(layout: Layout, source: Path, target: Path) -> int:
     lines = [
         json.dumps({"id": r.id, "prompt": r.prompt, **r.extra}, ensure_ascii=False) for r in rows
     ]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise write_error(target.parent, error) from error
+    make_folder(target.parent)
     write_atomic(target, lambda file: file.write("".join(f"{line}\n" for line in lines).encode()))
     return len(rows)
 

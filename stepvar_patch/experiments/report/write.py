@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from infinity.io.files import write_atomic, write_error
-from stepvar_patch.experiments.generate import versions
+from infinity.io.files import make_folder, write_atomic
+from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.page import write_page
 from stepvar_patch.experiments.report import charts
 from stepvar_patch.experiments.report.gallery import gallery
@@ -50,10 +50,7 @@ def write_report(
     times = _times(sources)
     own = [_own_charts(source, several) for source in sources]
     for folder in filter(None, (page.parent, plots)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise write_error(folder, error) from error
+        make_folder(folder)
     values = {
         "overall": overall,
         "times": times,

@@ -10,8 +10,7 @@ import numpy as np
 import torch
 
 from infinity.errors import UserError
-from infinity.io.files import write_atomic
-from infinity.io.manifest import file_sha256
+from infinity.io.files import file_sha256, write_atomic
 from infinity.text.minilm import MiniLMEncoder
 from infinity.training.data.captions import is_held_out
 from infinity.training.data.compose import Composer
