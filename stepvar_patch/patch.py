@@ -89,12 +89,12 @@ def _request(pipeline: InfinityPipeline) -> PolicyRequest:
     """A guided call for one square picture."""
     config = pipeline.config.transformer
     return PolicyRequest(
-        pipeline.schedule(),
-        1,
-        2,
-        config.depth,
-        config.width,
-        config.heads,
-        config.patchify,
-        pipeline.device.type,
+        schedule=pipeline.schedule(),
+        images=1,
+        guidance_rows=2,
+        layers=config.depth,
+        width=config.width,
+        heads=config.heads,
+        patchify=config.patchify,
+        device_type=pipeline.device.type,
     )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from infinity.config import EngineMode
-from infinity.engine.graphs import CallKey, Memory, Recording
+from infinity.engine.graphs import CallKey, KeptMemory, Recording
 from infinity.errors import UserError
 from infinity.ops.fused import why_not
 from infinity.policy import PruningPolicy
@@ -78,7 +78,7 @@ class Engine:
         self._decoder: tuple[Decoder, FusedDecoder] | None = None
         self._memory = None
         if mode == "graphs":
-            self._memory = Memory(device, self._recordings.clear)
+            self._memory = KeptMemory(device, self._recordings.clear)
             self._stream = torch.cuda.Stream(device)
 
     @torch.inference_mode()

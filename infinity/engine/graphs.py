@@ -128,7 +128,7 @@ class Recording:
 
 
 @dataclass
-class Memory:
+class KeptMemory:
     """Memory that outlives a call, by name; asking for more than there is makes it anew."""
 
     device: torch.device

@@ -90,16 +90,16 @@ def policy_request(
         rows_live = settings.guidance.logits
     shape = model.transformer
     return PolicyRequest(
-        schedule,
-        images,
-        2 if guided[0] else 1,
-        shape.depth,
-        shape.width,
-        shape.heads,
-        shape.patchify,
-        device_type,
-        guided,
-        rows_live,
+        schedule=schedule,
+        images=images,
+        guidance_rows=2 if guided[0] else 1,
+        layers=shape.depth,
+        width=shape.width,
+        heads=shape.heads,
+        patchify=shape.patchify,
+        device_type=device_type,
+        guided=guided,
+        rows_live=rows_live,
     )
 
 

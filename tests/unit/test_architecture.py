@@ -1,6 +1,8 @@
 """The direction of every arrow between the rooms."""
 
 import ast
+import fnmatch
+import re
 from pathlib import Path
 
 import pytest
@@ -48,3 +50,39 @@ def test_experiments_do_not_know_the_command_line() -> None:
 @pytest.mark.parametrize("room", ["transformer", "tokenizer", "sampling", "ops", "text"])
 def test_model_code_is_free_of_configuration_libraries(room: str, library: str) -> None:
     assert not [a for a in imports_of(f"infinity/{room}") if inside(a[1], library)]
+
+
+def map_of_the_house() -> list[str]:
+    """The indented lines under the first heading of CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text().partition("## The map of the house")[2]
+    return [line for line in text.partition("\n## ")[0].splitlines() if line.startswith("    ")]
+
+
+def test_every_room_of_the_house_is_on_the_map() -> None:
+    words = set(re.findall(r"[\w.]+", "\n".join(map_of_the_house())))
+    rooms = []
+    for package in ("infinity", "stepvar_patch"):
+        rooms += [path.parent for path in (ROOT / package).rglob("__init__.py")]
+        rooms += [path for path in (ROOT / package).glob("*.py") if path.stem != "__init__"]
+    assert len(rooms) > 20
+    missing = [r for r in rooms if r.name not in words and not r.name.startswith("cli_")]
+    assert not missing
+
+
+def test_every_file_and_folder_on_the_map_exists() -> None:
+    lines = "\n".join(map_of_the_house())
+    named = re.findall(r"(?<!\w)(?:[\w*]+/)+(?!\w)|[\w*/]+\.py\b", lines)
+    assert len(named) > 30
+    rooms = "infinity stepvar_patch scripts configs weights tests docs results".split()
+        "infinity",
+        "stepvar_patch",
+        "scripts",
+        "configs",
+        "weights",
+        "tests",
+        "docs",
+        "results",
+    ]
+    paths = [path for room in rooms for path in [ROOT / room, *(ROOT / room).rglob("*")]]
+    there = [f"/{path.relative_to(ROOT)}" for path in paths]
+    assert not [name for name in named if not fnmatch.filter(there, f"*/{name.rstrip('/')}")]

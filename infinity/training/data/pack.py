@@ -12,6 +12,7 @@ import logging
 import lzma
 import re
 import zipfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -66,22 +67,24 @@ def build_pack(folder: Path = PACK_FOLDER, cache: Path = PACKAGE_CACHE) -> Path:
         UserError: a package cannot be fetched or is not the pinned one, or a folder cannot be
             written.
     """
-    found: list[str] = []
+    mistakes: list[str] = []
     for name, place in (("output_dir", folder), ("package_cache", cache)):
-        with collecting(found):
+        with collecting(mistakes):
             check_writable(place, name)
-    if found:
-        raise Mistakes(found)
+    if mistakes:
+        raise Mistakes(mistakes)
     names = read_members(fetch(NAMES, cache), {"en/data.json", "meta/groups.json"}.__contains__)
     concepts = read_concepts(names["en/data.json"], names["meta/groups.json"])
     records: list[Record] = []
     drawings: list[str | bytes] = []
     for source in DRAWINGS:
         archive = fetch(source.package, cache)
-        found = _svgs(archive, concepts) if source.form == "iconify" else _webps(archive)
-        for hexcode in sorted(found.keys() & concepts.keys()):
+        pictures: Mapping[str, str | bytes] = (
+            _svgs(archive, concepts) if source.form == "iconify" else _webps(archive)
+        )
+        for hexcode in sorted(pictures.keys() & concepts.keys()):
             records.append(_record(concepts[hexcode], source))
-            drawings.append(found[hexcode])
+            drawings.append(pictures[hexcode])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PACK_NAME
     _write(path, records, drawings)
