@@ -73,7 +73,7 @@ def test_every_file_and_folder_on_the_map_exists() -> None:
     lines = "\n".join(map_of_the_house())
     named = re.findall(r"(?<!\w)(?:[\w*]+/)+(?!\w)|[\w*/]+\.py\b", lines)
     assert len(named) > 30
-    rooms = "infinity stepvar_patch scripts configs weights tests docs results".split()
+    rooms = (
         "infinity",
         "stepvar_patch",
         "scripts",
@@ -82,7 +82,7 @@ def test_every_file_and_folder_on_the_map_exists() -> None:
         "tests",
         "docs",
         "results",
-    ]
+    )
     paths = [path for room in rooms for path in [ROOT / room, *(ROOT / room).rglob("*")]]
     there = [f"/{path.relative_to(ROOT)}" for path in paths]
     assert not [name for name in named if not fnmatch.filter(there, f"*/{name.rstrip('/')}")]
