@@ -16,7 +16,7 @@ from infinity.config import PRESETS, TokenizerConfig, TransformerConfig
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.transformer.model import InfinityTransformer
 
-GOLDEN = Path(__file__).parents[1] / "golden"
+GOLDEN = Path(__file__).parents[2] / "golden"
 MANIFESTS = GOLDEN / "bsq_vae"
 
 
