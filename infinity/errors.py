@@ -38,6 +38,22 @@ class Mistakes(UserError):
 
 
 @contextmanager
+def named(place: str) -> Iterator[None]:
+    """Puts the place of a user's mistake before its sentence.
+
+    Args:
+        place: e.g. ``arm 'dense'``.
+
+    Raises:
+        UserError: what was raised inside, with its place.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{place}: {error}") from error
+
+
+@contextmanager
 def collecting(found: list[str]) -> Iterator[None]:
     """Notes a user's mistakes instead of stopping at them.
 

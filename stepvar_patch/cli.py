@@ -206,7 +206,7 @@ def doctor(
 
         settings, checked = load_run(config, overrides or [], PRESETS[shape] if shape else None)
         report["config"] = f"{config}: valid, {checked.images} images"
-        cost = dry_run(settings, checked.model, checked.device.partition(":")[0])
+        cost = dry_run(settings, checked.model, checked.device_type)
         total = card_bytes(checked.device) if card_gib is None else int(card_gib * 2**30)
         if card_gib is not None and checked.device == "cpu":
             checked = replace(checked, device="cuda", dtype=settings.dtype or "bfloat16")

@@ -18,7 +18,7 @@ from stepvar_patch.experiments.ablate_draw import Bench
 from stepvar_patch.experiments.ablate_rows import ROWS, Row, append_rows, finished_rows
 from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
 from stepvar_patch.experiments.bench.environment import machine
-from stepvar_patch.experiments.check import CheckedRun, check
+from stepvar_patch.experiments.check import CheckedRun, check, loaded_as
 from stepvar_patch.experiments.dry_run import dry_run
 from stepvar_patch.experiments.generate import Progress
 from stepvar_patch.experiments.maker import versions
@@ -86,7 +86,7 @@ def run(
 
 
 def _planned(cell: Cell, checked: CheckedRun) -> float | None:
-    speedup = dry_run(cell.config, checked.model, checked.device.partition(":")[0]).speedup
+    speedup = dry_run(cell.config, checked.model, checked.device_type).speedup
     return None if speedup is None else 1 / speedup
 
 
@@ -105,7 +105,7 @@ def _draw_rows(
     finished = finished_rows(folder / ROWS)
     groups: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
-        groups.setdefault(_model_key(cell, checked[cell.label]), []).append(cell)
+        groups.setdefault(loaded_as(cell.config, checked[cell.label]), []).append(cell)
     rows: dict[str, list[Row]] = {cell.label: [] for cell in cells}
     tasks = {cell.label: _tasks(cell, checked[cell.label], config, finished) for cell in cells}
     total = sum(map(len, tasks.values()))
@@ -150,11 +150,6 @@ def _batches(config: AblateConfig, size: int) -> Iterator[range]:
         yield range(start, min(start + size, config.images))
 
 
-def _model_key(cell: Cell, checked: CheckedRun) -> tuple[Any, ...]:
-    config = cell.config
-    return config.model, config.tokenizer, config.text_encoder, checked.device, checked.dtype
-
-
 def _tasks(
     cell: Cell, checked: CheckedRun, ablation: AblateConfig, finished: Mapping[str, Row]
 ) -> list[tuple[ImageJob, str, Row | None]]:
@@ -189,7 +184,7 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> 
         "label": cell.label,
         "counted": count,
         "model": checked.digest or cell.config.model,
-        "device": checked.device.partition(":")[0],
+        "device": checked.device_type,
         "dtype": checked.dtype,
         "job": (job.row.prompt, job.negative_prompt, job.seed),
         "versions": versions(),

@@ -1,11 +1,10 @@
 """Draws the cells of an ablation beside their dense originals."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from infinity.errors import UserError
+from infinity.errors import named
 from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.ablate_schema import Cell
 from stepvar_patch.experiments.compare import Drawn, compare, draw_batch
@@ -54,7 +53,7 @@ class Bench:
         """
         settings = settings_of(cell.config, self.pipeline)
         originals = self._originals(batch, settings, count)
-        with _named(cell):
+        with named(f"cell '{cell.label}'"):
             policy = resolve_pruning(cell.config, self.pipeline.config)
             drawn = draw_batch(self.pipeline, batch, settings, policy, count=count)
         timed = count or self._is_warm(cell.label)
@@ -92,12 +91,3 @@ def _own_flops(policy: PruningPolicy | None, picture: Drawn, original: Drawn) ->
     if picture.flops is None or original.flops is None or not isinstance(policy, OraclePolicy):
         return picture.flops
     return picture.flops - original.flops
-
-
-@contextmanager
-def _named(cell: Cell) -> Iterator[None]:
-    """Puts the cell's label before a user's mistake that only drawing could find."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"cell '{cell.label}': {error}") from error

@@ -11,7 +11,7 @@ from typing import Any
 from infinity.io.files import write_atomic
 from stepvar_patch.experiments.ablate import AblationRows
 from stepvar_patch.experiments.ablate_rows import Row
-from stepvar_patch.experiments.tabulate import latex_table, markdown_table, rows_json
+from stepvar_patch.experiments.tabulate import latex_table, markdown_table, rows_json, six_digits
 
 LAST_SCALES = 4
 """The printed tables show the bit agreement of this many last scales; CSV and JSON have all."""
@@ -88,7 +88,7 @@ def write_report(folder: Path, title: str, result: AblationRows, command: str) -
         "title": title,
         "command": command,
         "environment": result.environment,
-        "cells": [_rounded(asdict(line)) for line in lines],
+        "cells": [six_digits(asdict(line)) for line in lines],
     }
     texts = {
         "table.csv": _csv(lines),
@@ -149,15 +149,6 @@ def _csv(lines: Sequence[Line]) -> str:
         values: dict[str, Any] = asdict(line)
         writer.writerow([*(values[name] for name in names), *line.bit_agreement])
     return out.getvalue()
-
-
-def _rounded(value: Any) -> Any:
-    """Numbers with six digits."""
-    if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, tuple):
-        return [_rounded(part) for part in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

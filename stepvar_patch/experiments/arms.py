@@ -2,16 +2,16 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from infinity.errors import UserError
+from infinity.errors import named
 from infinity.io.manifest import ImageRow, RunFolder
-from stepvar_patch.experiments.check import CheckedRun, check
-from stepvar_patch.experiments.generate import Progress, check_weights
+from stepvar_patch.experiments.check import CheckedRun, check, loaded_as
+from stepvar_patch.experiments.generate import Progress, check_weights, count_finished
 from stepvar_patch.experiments.maker import Maker
 from stepvar_patch.experiments.plan import ImageJob, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
@@ -81,20 +81,20 @@ def draw_arms(
     """
     checked = {}
     for arm in arms:
-        with _named(arm):
+        with named(f"arm '{arm.label}'"):
             checked[arm.label] = check(arm.config)
     todo = {arm.label: list(islice(jobs(arm.config), images)) for arm in arms}
     with ExitStack() as stack:
         folders = {arm.label: stack.enter_context(_open(arm, checked[arm.label])) for arm in arms}
-        finished = {label: _count(folders[label], todo[label]) for label in folders}
+        finished = {label: count_finished(folders[label], todo[label]) for label in folders}
         progress.start(sum(map(len, todo.values())), sum(finished.values()))
         groups: dict[tuple[Any, ...], list[Arm]] = {}
         for arm in arms:
             known = checked[arm.label]
-            kind = known.device.partition(":")[0]
+            kind = known.device_type
             unfinished = finished[arm.label] < len(todo[arm.label])
             if unfinished or lacks_flops(arm.config, known.model, kind, arm.folder):
-                groups.setdefault(_model_key(arm, checked[arm.label]), []).append(arm)
+                groups.setdefault(loaded_as(arm.config, known), []).append(arm)
         for (model, tokenizer, encoder, device, dtype), members in groups.items():
             with progress.loading():
                 pipeline = load_pipeline(
@@ -149,27 +149,10 @@ def _open(arm: Arm, checked: CheckedRun) -> RunFolder:
 
 
 def _maker(arm: Arm, folder: RunFolder, pipeline: Any, dtype: str) -> Maker:
-    with _named(arm):
+    with named(f"arm '{arm.label}'"):
         check_weights(folder, arm.config, pipeline.digest)
         policy = resolve_pruning(arm.config, pipeline.config)
         return Maker(arm.config, folder, pipeline, dtype, policy, codes=True)
-
-
-def _count(folder: RunFolder, todo: Sequence[ImageJob]) -> int:
-    """How many jobs are finished; a picture of another prompt is refused."""
-    count = 0
-    for job in todo:
-        row = folder.finished.get(job.file)
-        if row is not None and (row.prompt, row.negative_prompt) != (
-            job.row.prompt,
-            job.negative_prompt,
-        ):
-            raise UserError(
-                f"{job.row.where}: id {job.row.id!r} has another prompt than its finished image in "
-                f"{folder.path}; choose another output folder"
-            )
-        count += row is not None
-    return count
 
 
 def _rows(folder: RunFolder, todo: Sequence[ImageJob]) -> Iterator[ImageRow]:
@@ -177,17 +160,3 @@ def _rows(folder: RunFolder, todo: Sequence[ImageJob]) -> Iterator[ImageRow]:
         row = folder.finished.get(job.file)
         if row is not None:
             yield row
-
-
-def _model_key(arm: Arm, checked: CheckedRun) -> tuple[Any, ...]:
-    config = arm.config
-    return config.model, config.tokenizer, config.text_encoder, checked.device, checked.dtype
-
-
-@contextmanager
-def _named(arm: Arm) -> Iterator[None]:
-    """Puts the arm's label before a user's mistake."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"arm '{arm.label}': {error}") from error

@@ -40,6 +40,16 @@ class CheckedRun:
     dtype: str
     model: ModelConfig
 
+    @property
+    def device_type(self) -> str:
+        """``cpu`` or ``cuda``, without the number of the GPU."""
+        return self.device.partition(":")[0]
+
+
+def loaded_as(config: GenerateConfig, checked: CheckedRun) -> tuple[Any, ...]:
+    """Model, tokenizer, text encoder, device and dtype: runs alike in these share a pipeline."""
+    return config.model, config.tokenizer, config.text_encoder, checked.device, checked.dtype
+
 
 def load_run(
     path: Path,

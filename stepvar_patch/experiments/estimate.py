@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from stepvar_patch.experiments.tabulate import six_digits
+
 NO_DENSE = "no dense run to compare with"
 """Reason of metrics that compare, where there is nothing to compare with."""
 
@@ -44,14 +46,8 @@ class Estimate:
 
 def compact(estimate: Estimate) -> dict[str, Any]:
     """An estimate's JSON form: six significant digits, and nothing that is not known."""
-
-    def rounded(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [rounded(one) for one in value]
-        return float(f"{value:.6g}") if isinstance(value, float) else value
-
     found = {field.name: getattr(estimate, field.name) for field in fields(Estimate)}
-    return {name: rounded(value) for name, value in found.items() if value not in (None, "", ())}
+    return {name: six_digits(value) for name, value in found.items() if value not in (None, "", ())}
 
 
 def as_estimate(value: dict[str, Any]) -> Estimate:

@@ -128,7 +128,7 @@ def _drawn(
     for arm, pictures in zip(reversed(arms), reversed(drawn), strict=True):
         found = evaluate(pictures, None if pictures is dense else dense, scoring)
         checked = check(arm.config)
-        kind = checked.device.partition(":")[0]
+        kind = checked.device_type
         runs[arm.label] = {
             **found,
             "flops": flop_estimate(arm.config, checked.model, kind, arm.folder),

@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -15,7 +15,7 @@ from infinity.io.manifest import RunFolder
 from infinity.io.ranks import Ranks, ranks_from_environment
 from stepvar_patch.experiments.check import CheckedRun, check
 from stepvar_patch.experiments.maker import Maker
-from stepvar_patch.experiments.plan import jobs
+from stepvar_patch.experiments.plan import ImageJob, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig, fixed_on_resume
 from stepvar_patch.experiments.sparing import TEXT_CACHE, choose_memory, load_for_run
@@ -92,7 +92,7 @@ def run(
         RunFolder(Path(config.output), resolved, fixed_on_resume, ranks, defaults) as folder,
         using_threads(folder.config["threads"]),
     ):
-        resumed = count_finished(folder, config)
+        resumed = count_finished(folder, jobs(config))
         if checked.digest is not None:
             check_weights(folder, config, checked.digest)
         if ranks.rank == 0:
@@ -164,10 +164,10 @@ def check_weights(folder: RunFolder, config: GenerateConfig, digest: str) -> Non
             )
 
 
-def count_finished(folder: RunFolder, config: GenerateConfig) -> int:
+def count_finished(folder: RunFolder, todo: Iterable[ImageJob]) -> int:
     """How many jobs have a finished image, which must be of the same prompt."""
     count = 0
-    for job in jobs(config):
+    for job in todo:
         row = folder.finished.get(job.file)
         if row is None:
             continue

@@ -40,7 +40,7 @@ def need_of(config: GenerateConfig, checked: CheckedRun, images: int | None = No
 
     on_cpu = checked.device == "cpu"
     batch = images or (1 if on_cpu else config.batch_size)
-    kind = checked.device.partition(":")[0]
+    kind = checked.device_type
     request = policy_request(checked.model, config, images=batch, device_type=kind)
     policy = resolve_pruning(config, checked.model) or DensePolicy()
     return memory_need(

@@ -17,6 +17,15 @@ _TEX = {
 }
 
 
+def six_digits(value: Any) -> Any:
+    """A record with six significant digits in every float; tuples become lists."""
+    if isinstance(value, dict):
+        return {name: six_digits(part) for name, part in value.items()}
+    if isinstance(value, tuple):
+        return [six_digits(part) for part in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
 def markdown_table(rows: Sequence[Sequence[str]]) -> str:
     """The first row as head, the first column to the left, the others to the right."""
     head, *body = [[cell.replace("|", r"\|") for cell in row] for row in rows]

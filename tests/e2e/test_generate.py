@@ -103,6 +103,18 @@ def test_more_images_per_prompt_extend_a_run(work: Path) -> None:
     assert (work / "out" / "apple_8.png").exists()
 
 
+def test_an_id_that_comes_again_with_another_prompt_is_refused(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert stepvar("generate", "c.yaml") == 0
+    changed = [{**ROWS[0], "prompt": "a green apple"}, *ROWS[1:]]
+    (work / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    capsys.readouterr()
+    assert stepvar("generate", "c.yaml", "prompts=q.jsonl") == 2
+    told = capsys.readouterr().err
+    assert "q.jsonl:1: id 'apple' has another prompt than its finished image in out;" in told
+
+
 def test_previews_show_every_scale(work: Path) -> None:
     assert stepvar("generate", "c.yaml", "preview=true") == 0
     previews = sorted((work / "out").glob("*.preview.png"))

@@ -12,6 +12,7 @@ from fake_pipeline import FakePipeline, write_model_directory
 from tiny_model import REPOSITORY
 
 from infinity.config import PRESETS
+from infinity.errors import UserError
 from stepvar_patch.cli import main
 from stepvar_patch.experiments import table as tables
 from stepvar_patch.experiments.arms import Arm, DrawnArm, draw_arms
@@ -194,6 +195,9 @@ def test_on_a_gpu_every_arm_is_warmed_up_and_keeps_its_batch_size(
     again = FakePipeline(device=torch.device("cuda"))
     draw_arms(arms, None, RunProgress(talk), again.load)
     assert again.batches == []
+    (tmp_path / "p.txt").write_text("a\nb\nz\n")
+    with pytest.raises(UserError, match=r"p\.txt:3: id '00003' has another prompt than .*dense;"):
+        draw_arms(arms, None, RunProgress(talk), again.load)
 
 
 @pytest.mark.parametrize(
