@@ -13,19 +13,11 @@ from infinity.errors import UserError
 from infinity.io.claims import CLAIMS, Claims
 from infinity.io.earlier import CONFIG, continued
 from infinity.io.files import open_file, remove_temporary, write_atomic, write_error
+from infinity.io.finished import FinishedImages
 from infinity.io.index import DiskIndex
 from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
-from infinity.io.rows import (
-    ImageRow,
-    has_preview,
-    image_name,
-    is_finished,
-    manifest_rows,
-    preview_file,
-)
-
-__all__ = ["ImageRow", "RunFolder", "image_name", "preview_file", "read_rows"]
+from infinity.io.rows import ImageRow, has_preview, is_finished, manifest_rows
 
 MANIFEST = "run.jsonl"
 RANK_MANIFESTS = "run.rank-*.jsonl"
@@ -70,40 +62,6 @@ def check_resumable(
     """
     begun = bool(_manifests(path))
     continued(path, dict(config), fixed, defaults, begun=begun, unknown=unknown)
-
-
-class FinishedImages:
-    """The manifest rows of the images that are finished, by file name, in constant memory."""
-
-    def __init__(self) -> None:
-        self._rows = DiskIndex()
-        self.weights: dict[str, str] = {}
-        """Digest of weights → an image that they made."""
-
-    def add(self, row: ImageRow) -> bool:
-        """Whether the row is new."""
-        self.weights.setdefault(row.weights, row.file)
-        return self._rows.add(row.file, row.to_line())
-
-    def replace(self, row: ImageRow) -> None:
-        """Puts a row in the place of another one of the same image."""
-        self._rows.replace(row.file, row.to_line())
-
-    def get(self, file: str) -> ImageRow | None:
-        line = self._rows.get(file)
-        return None if line is None else _row(line)
-
-    def values(self) -> Iterator[ImageRow]:
-        return map(_row, self._rows.values())
-
-    def __contains__(self, file: str) -> bool:
-        return file in self._rows
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def close(self) -> None:
-        self._rows.close()
 
 
 class RunFolder:
@@ -305,10 +263,6 @@ def _rows_of(paths: Iterable[Path]) -> Iterator[ImageRow | None]:
     for path in paths:
         if path.is_file():
             yield from manifest_rows(path)
-
-
-def _row(line: bytes) -> ImageRow:
-    return ImageRow(**json.loads(line))
 
 
 def _write_all(file: BinaryIO, data: bytes) -> None:

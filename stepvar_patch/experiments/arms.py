@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from infinity.errors import named
-from infinity.io.manifest import ImageRow, RunFolder
+from infinity.io.manifest import RunFolder
+from infinity.io.rows import ImageRow
 from stepvar_patch.experiments.check import CheckedRun, check, loaded_as
 from stepvar_patch.experiments.generate import Progress, check_weights, count_finished
 from stepvar_patch.experiments.maker import Maker

@@ -16,7 +16,8 @@ from infinity.checkpoint import source_digest
 from infinity.errors import UserError
 from infinity.io.files import file_sha256
 from infinity.io.images import Provenance, strip, write_png
-from infinity.io.manifest import ImageRow, RunFolder, preview_file
+from infinity.io.manifest import RunFolder
+from infinity.io.rows import ImageRow, preview_file
 from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.codes import CodeRecorder, write_codes
 from stepvar_patch.experiments.plan import ImageJob

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from infinity.errors import UserError
-from infinity.io.manifest import image_name
 from infinity.io.prompts import PromptRow, derived_seed, read_prompts
+from infinity.io.rows import image_name
 from stepvar_patch.experiments.schema import GenerateConfig, check_device
 
 

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infinity.errors import UserError
-from infinity.io.manifest import image_name
 from infinity.io.prompts import check_id, read_prompts
+from infinity.io.rows import image_name
 
 relaxed = settings(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]

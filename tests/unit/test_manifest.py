@@ -10,8 +10,9 @@ import pytest
 
 from infinity.errors import UserError
 from infinity.io.files import file_sha256
-from infinity.io.manifest import ImageRow, RunFolder
+from infinity.io.manifest import RunFolder
 from infinity.io.ranks import Ranks
+from infinity.io.rows import ImageRow
 
 CONFIG = {"seed": 1, "guidance_scale": (1.0, 2.0), "temperature": None, "batch_size": 1}
 

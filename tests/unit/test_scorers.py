@@ -12,7 +12,7 @@ from test_geneval_rules import write_tiny_detector
 from test_metric_networks import as_open_clip, image_reward_state, lpips_files
 
 from infinity.errors import UserError
-from infinity.io.manifest import ImageRow
+from infinity.io.rows import ImageRow
 from stepvar_patch.cli import main
 from stepvar_patch.experiments.arms import DrawnArm
 from stepvar_patch.experiments.estimate import Estimate

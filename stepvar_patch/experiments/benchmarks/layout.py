@@ -10,8 +10,9 @@ from PIL import Image
 
 from infinity.errors import UserError
 from infinity.io.files import make_folder, write_atomic, write_error
-from infinity.io.manifest import ImageRow, read_rows
+from infinity.io.manifest import read_rows
 from infinity.io.prompts import PromptRow, check_id
+from infinity.io.rows import ImageRow
 from infinity.io.strict_json import parse_json
 
 _NAMED = 5

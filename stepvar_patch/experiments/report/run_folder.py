@@ -8,7 +8,8 @@ from typing import Any
 from infinity.errors import UserError
 from infinity.io.earlier import CONFIG
 from infinity.io.images import Provenance, read_png
-from infinity.io.manifest import ImageRow, read_rows
+from infinity.io.manifest import read_rows
+from infinity.io.rows import ImageRow
 from stepvar_patch.experiments.report.files import read_text
 from stepvar_patch.experiments.report.model import Bars, Shot, Source
 

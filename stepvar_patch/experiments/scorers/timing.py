@@ -10,7 +10,7 @@ import numpy as np
 
 from infinity.config import ModelConfig
 from infinity.io.files import write_atomic
-from infinity.io.manifest import ImageRow
+from infinity.io.rows import ImageRow
 from infinity.policy import PruningPolicy
 from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.dry_run import dry_run
