@@ -1,6 +1,7 @@
 """Images out: PNGs that carry what is needed to make them again, previews and contact sheets."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -118,6 +119,23 @@ def write_png(
     )
 
 
+def open_image(path: Path, formats: list[str] | None = None) -> Image.Image:
+    """An image file whose pixels are not read yet, refused if Pillow holds it for a bomb.
+
+    Pillow itself lets pass up to twice as many pixels, with a warning on stderr.
+
+    Raises:
+        PIL.Image.DecompressionBombError: too many pixels.
+        OSError: unreadable, or no image of these formats.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            return Image.open(path, formats=formats)
+        except Image.DecompressionBombWarning as error:
+            raise Image.DecompressionBombError(str(error)) from error
+
+
 def read_png(path: Path) -> tuple[Image.Image, Provenance]:
     """The pixels and the provenance of an image that `write_png` wrote.
 
@@ -135,7 +153,7 @@ def read_png(path: Path) -> tuple[Image.Image, Provenance]:
             raise UserError(f"{path} does not exist or is not a file")
         if path.stat().st_size > MAX_FILE_BYTES:
             raise UserError(f"{path} is larger than {MAX_FILE_BYTES >> 20} MiB")
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_image(path, ["PNG"]) as image:
             text = image.info.get(CHUNK)
             if isinstance(note := image.info.get(NOTE), str) and not isinstance(text, str):
                 shown = " ".join(note[:300].split())

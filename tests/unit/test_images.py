@@ -1,5 +1,6 @@
 """PNGs that carry their provenance, and what happens to those that do not."""
 
+import json
 import zlib
 from pathlib import Path
 
@@ -70,6 +71,9 @@ def damaged(kind: str, path: Path) -> None:
     elif kind == "bomb":
         info.add(b"zTXt", CHUNK.encode() + b"\0\0" + zlib.compress(b" " * 2**24))
         picture().save(path, pnginfo=info)
+    elif kind == "huge":
+        info.add_itxt(CHUNK, json.dumps(PROVENANCE.to_json()))
+        Image.new("1", (10_000, 9_000)).save(path, pnginfo=info)
     elif kind == "folder":
         path.mkdir()
     elif kind != "missing":
@@ -80,7 +84,7 @@ def damaged(kind: str, path: Path) -> None:
 @pytest.mark.parametrize(
     "kind",
     [
-        *("plain", "jpeg", "text", "cut", "flipped", "bomb", "folder", "missing"),
+        *("plain", "jpeg", "text", "cut", "flipped", "bomb", "huge", "folder", "missing"),
         *("{", "[]", "{}", "3", "[" * 100_000, '{"id": 3}'),
     ],
     ids=lambda kind: kind[:10],

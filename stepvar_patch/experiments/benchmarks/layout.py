@@ -10,6 +10,7 @@ from PIL import Image
 
 from infinity.errors import UserError
 from infinity.io.files import make_folder, write_atomic, write_error
+from infinity.io.images import open_image
 from infinity.io.manifest import read_rows
 from infinity.io.prompts import PromptRow, check_id
 from infinity.io.rows import ImageRow
@@ -129,7 +130,7 @@ def open_picture(path: Path) -> Image.Image:
         UserError: missing, or not a picture.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             return image.convert("RGB")
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path}: not a readable picture ({error})") from error

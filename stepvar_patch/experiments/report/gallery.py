@@ -7,7 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from infinity.errors import UserError
-from infinity.io.images import read_png
+from infinity.io.images import open_image, read_png
 from stepvar_patch.experiments.page import data_url
 from stepvar_patch.experiments.report.model import Shot, Source
 
@@ -77,7 +77,7 @@ def _masks(path: Path) -> str:
     try:
         if path.stat().st_size > _MOST_MASK_BYTES:
             raise UserError(f"{path} is larger than {_MOST_MASK_BYTES >> 20} MiB")
-        with Image.open(path, formats=["PNG"]) as image:
+        with open_image(path, ["PNG"]) as image:
             return data_url(image.convert("RGB"), largest_px=_MASKS_PX, lossless=False)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise UserError(f"{path} cannot be read as a PNG ({error})") from error
