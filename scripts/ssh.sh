@@ -3,6 +3,7 @@
 #
 #   HOSTS="gpu1 gpu2" GPUS=8 bash scripts/ssh.sh configs/infinity_2b.yaml prompts=mine.jsonl
 #
+# PYTHON names the python of the environment there, e.g. .venv/bin/python; default: python3.
 # The processes send each other nothing, so nothing else is needed: each takes the next batch that
 # nobody holds. When a machine dies the others draw its share.
 set -euo pipefail

@@ -154,3 +154,28 @@ def test_the_ssh_example_starts_every_rank(work: Path) -> None:
     subprocess.run(["bash", script, *words], cwd=work, check=True, env={**os.environ, **names})
     assert len(rows(work / "out")) == 5
     assert rows(work / "out")[0]["negative_prompt"] == "no cat; no dog"
+
+
+@pytest.mark.slow
+def test_the_slurm_example_starts_every_process(work: Path) -> None:
+    write_tiny_model(work / "tiny")
+    stubs = work / "bin"
+    stubs.mkdir()
+    for name, text in (("scontrol", "echo localhost; echo other"), ("srun", 'shift; exec "$@"')):
+        (stubs / name).write_text(f"#!/bin/sh\n{text}\n")
+        (stubs / name).chmod(0o755)
+    names = {
+        "PATH": f"{stubs}:{os.environ['PATH']}",
+        "PYTHON": sys.executable,
+        "SLURM_JOB_ID": free_port(),
+        "SLURM_JOB_NODELIST": "localhost,other",
+        "SLURM_NNODES": "1",
+        "SLURM_GPUS_ON_NODE": "2",
+    }
+    script = Path(__file__).parents[2] / "scripts" / "slurm.sh"
+    words = ["c.yaml", "model=tiny", "negative_prompt=no cat; no dog", "--json"]
+    ended = subprocess.run(
+        ["bash", script, *words], cwd=work, check=True, env={**os.environ, **names}, stdout=-1
+    )
+    assert json.loads(ended.stdout)["images"] == len(rows(work / "out")) == 5
+    assert rows(work / "out")[0]["negative_prompt"] == "no cat; no dog"
