@@ -26,7 +26,7 @@ from infinity.text.cache import CachedTextEncoder, TextCache, fill
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.tokenizer.banded import BandedDecoder
 from infinity.transformer.model import InfinityTransformer
-from stepvar_patch.experiments.bench.random_model import _random_t5, random_pipeline
+from stepvar_patch.experiments.bench.random_model import random_pipeline, random_t5
 
 GIB = 2**30
 CARD_GIB = 12
@@ -43,7 +43,7 @@ def low(folder: Path) -> dict[str, Any]:
     torch.cuda.set_per_process_memory_fraction(CARD_GIB * GIB / total)
     restart()
     cache = TextCache(folder, "0" * 64)
-    encoder = _random_t5(CONFIG.text_encoder, TOKENS, DEVICE, torch.bfloat16)
+    encoder = random_t5(CONFIG.text_encoder, TOKENS, DEVICE, torch.bfloat16)
     fill(cache, encoder, ["a red apple"])
     encoding = torch.cuda.max_memory_allocated()
     del encoder

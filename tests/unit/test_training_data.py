@@ -26,7 +26,7 @@ from infinity.training.data.compose import Composer
 from infinity.training.data.concepts import read_concepts
 from infinity.training.data.fetch import archive_name, fetch, read_members
 from infinity.training.data.nouns import is_countable, plural, with_article
-from infinity.training.data.pack import Record, _write, load_pack
+from infinity.training.data.pack import Record, load_pack, write_pack
 from infinity.training.data.render import render_drawing, render_pack
 from infinity.training.data.sources import DrawingSource, Package
 from stepvar_patch.cli import main
@@ -118,7 +118,7 @@ def test_a_written_pack_comes_back_and_is_deterministic(tmp_path: Path) -> None:
     drawings: list[str | bytes] = ["<svg>é</svg>", b"RIFF", "<svg/>"]
     records = list(RECORDS[:3])
     for name in ("one.zip", "two.zip"):
-        _write(tmp_path / name, records, drawings)
+        write_pack(tmp_path / name, records, drawings)
     pack = load_pack(tmp_path / "one.zip")
     assert list(pack.records) == records
     assert list(pack.drawings) == drawings
@@ -195,7 +195,7 @@ def test_a_small_svg_is_rendered_sharply() -> None:
 
 def test_rendering_is_cached_by_the_pack(tmp_path: Path) -> None:
     pytest.importorskip("resvg_py")
-    _write(tmp_path / "pack.zip", list(RECORDS[:2]), [_webp((255, 0, 0, 255))] * 2)
+    write_pack(tmp_path / "pack.zip", list(RECORDS[:2]), [_webp((255, 0, 0, 255))] * 2)
     pack = load_pack(tmp_path / "pack.zip")
     first = render_pack(pack, tmp_path, workers=1)
     assert first.shape == (2, 256, 256, 4)

@@ -87,7 +87,7 @@ def build_pack(folder: Path = PACK_FOLDER, cache: Path = PACKAGE_CACHE) -> Path:
             drawings.append(pictures[hexcode])
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / PACK_NAME
-    _write(path, records, drawings)
+    write_pack(path, records, drawings)
     manifest = {
         "pack": PACK_NAME,
         "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
@@ -183,7 +183,8 @@ def _webp_name(row: int) -> str:
     return f"webp/{row:05d}.webp"
 
 
-def _write(path: Path, records: list[Record], drawings: list[str | bytes]) -> None:
+def write_pack(path: Path, records: list[Record], drawings: list[str | bytes]) -> None:
+    """Writes the pack's zip; the same records and drawings give the same bytes."""
     members = {
         "records.jsonl.xz": _xz([asdict(r) for r in records]),
         "svg.jsonl.xz": _xz([d for d in drawings if isinstance(d, str)]),

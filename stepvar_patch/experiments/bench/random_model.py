@@ -99,7 +99,7 @@ def random_pipeline(
     text = config.text_encoder
     encoder: TextEncoder = RandomText(text.width, text.max_tokens, text_tokens, where)
     if text_encoder:
-        encoder = _random_t5(text, text_tokens, where, precision)
+        encoder = random_t5(text, text_tokens, where, precision)
     return InfinityPipeline(
         config=config,
         transformer=transformer,
@@ -111,7 +111,7 @@ def random_pipeline(
     )
 
 
-def _random_t5(
+def random_t5(
     text: TextEncoderConfig, tokens: int, device: torch.device, dtype: torch.dtype
 ) -> T5Encoder:
     """An encoder of flan-T5-XL's shape that sees ``tokens`` random tokens whatever the prompt."""
