@@ -105,6 +105,19 @@ def export(
 
 
 @verb(app)
+def unpack(
+    model: Annotated[Path, typer.Argument(help="Model directory, e.g. weights.")],
+    output: Annotated[Path, typer.Argument(help="Folder for tokenizer/ and transformer/.")],
+    as_json: Json = False,
+) -> None:
+    """Turn a model directory into training checkpoints, to go on with resume=weights."""
+    from infinity.training.unpack import unpack_model
+
+    unpack_model(model, output)
+    say({"checkpoints": str(output)}, str(output), as_json)
+
+
+@verb(app)
 def score(
     run: Annotated[Path, typer.Argument(help="Folder of stepvar generate.")],
     pack: Annotated[Path, typer.Option(help="The training drawings.")] = Path(
