@@ -3,11 +3,17 @@
 import json
 import logging
 import time
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
+
+import torch
+
+from infinity.io.code_version import code_version
 
 logger = logging.getLogger(__name__)
 
-Value = float | int | str | list[float]
+Value = float | int | str | list[float] | dict[str, Any] | None
 
 
 class TrainingLog:
@@ -19,6 +25,24 @@ class TrainingLog:
         self._started = time.monotonic()
         if active:
             folder.mkdir(parents=True, exist_ok=True)
+
+    def start(self, config: Any, device: torch.device, processes: int) -> None:
+        """The first row of a run: everything that it takes to make it again.
+
+        Args:
+            config: dataclass of the run's settings, its seed among them.
+            device: of the main process.
+            processes: that train together.
+        """
+        cuda = device.type == "cuda"
+        self.write(
+            "start",
+            config=asdict(config),
+            device=torch.cuda.get_device_name(device) if cuda else str(device),
+            processes=processes,
+            torch=str(torch.__version__),
+            **code_version(),
+        )
 
     def write(self, event: str, **values: Value) -> None:
         """One row: the event, seconds since the log was opened, and ``values`` rounded."""

@@ -105,6 +105,7 @@ class TokenizerTrainer:
         self.folder = Path(config.output_dir)
         check_writable(self.folder, "output_dir")
         self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
+        self.log.start(config, self.device, self.accelerator.num_processes)
         self.data = data or load_training_data(config.data, self.device)
         self.grids = scale_schedule(1.0, config.resolution).grids
         expected_px = self.grids[-1][0] * config.model.patch_size
@@ -134,9 +135,7 @@ class TokenizerTrainer:
         self.cache: ImageCache | None = None
         self.model = self.accelerator.prepare_model(self.objective)
         self.log.write(
-            "start",
-            device=str(self.device),
-            processes=self.accelerator.num_processes,
+            "model",
             encoder_parameters=sum(p.numel() for p in self.objective.encoder.parameters()),
             decoder_parameters=sum(p.numel() for p in self.objective.decoder.parameters()),
         )

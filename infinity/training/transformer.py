@@ -97,6 +97,7 @@ class TransformerTrainer:
         self.folder = Path(config.output_dir)
         check_writable(self.folder, "output_dir")
         self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
+        self.log.start(config, self.device, self.accelerator.num_processes)
         self.tokenizer = load_tokenizer(config.tokenizer_dir, self.device)
         self.model_config = ModelConfig(
             name="training",

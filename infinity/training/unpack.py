@@ -44,7 +44,7 @@ def unpack_model(model: Path, output: Path) -> ModelConfig:
     _write(
         output / "transformer",
         {key: transformer[key] for key in transformer if "zero_k_bias" not in key},
-        {"transformer": asdict(config.transformer)},
+        {"transformer": asdict(config.transformer), "phase": 0},
     )
     return config
 

@@ -55,6 +55,10 @@ def test_loss_falls_and_files_are_written(arm: QuantizerArm, tmp_path: Path) -> 
     losses = [row["reconstruction"] for row in rows(tmp_path, "step")]
     assert losses[-1] < 0.8 * losses[0]
     assert result.steps == 12
+    start = rows(tmp_path, "start")[0]
+    assert start["config"]["seed"] == CONFIG.seed
+    assert start["config"]["arms"][0]["name"] == arm.name
+    assert len(start["code_sha256"]) == 64
     assert "sheets/final.png" in files(tmp_path)
     tokenizer = load_tokenizer(result.folder)
     assert (tokenizer.gains is not None) == arm.gains

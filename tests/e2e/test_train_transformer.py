@@ -87,6 +87,7 @@ def test_two_phases_learn_and_leave_files(tmp_path: Path, tokenizer_dir: str) ->
     )
     result = train(config, tmp_path, tokenizer_dir)
     assert result.steps == (50, 6)
+    assert rows(tmp_path, "start")[0]["config"]["phases"][1]["max_steps"] == 6
     steps = rows(tmp_path, "step")
     first = [row["loss"] for row in steps if row["phase"] == 0]
     assert sum(first[-5:]) < 0.85 * sum(first[:5])

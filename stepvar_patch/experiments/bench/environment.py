@@ -1,14 +1,14 @@
 """What a measurement was made on: hardware, versions, clocks (only read) and the code's commit."""
 
-import hashlib
 import os
 import platform
-import subprocess
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from infinity.io.code_version import code_version, told
 
 _GPU_FIELDS = (
     "driver_version",
@@ -39,8 +39,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         **(_gpu(device) if device.type == "cuda" else {"gpu": None}),
-        **_commit(),
-        "code_sha256": _code_digest(),
+        **code_version(),
     }
 
 
@@ -57,8 +56,8 @@ def gpu_state(device: torch.device) -> dict[str, str] | None:
         return None
     uuid = torch.cuda.get_device_properties(device).uuid
     words = ["nvidia-smi", f"--id=GPU-{uuid}", f"--query-gpu={','.join(_GPU_FIELDS)}"]
-    told = _told([*words, "--format=csv,noheader"])
-    values = told.split(", ") if told else []
+    answer = told([*words, "--format=csv,noheader"])
+    values = answer.split(", ") if answer else []
     return dict(zip(_GPU_FIELDS, values, strict=True)) if len(values) == len(_GPU_FIELDS) else None
 
 
@@ -72,33 +71,6 @@ def _gpu(device: torch.device) -> dict[str, Any]:
         "cudnn": torch.backends.cudnn.version(),
         "gpu_state": gpu_state(device),
     }
-
-
-def _commit() -> dict[str, Any]:
-    """The commit of this code and whether files differ from it; None outside a git checkout."""
-    folder = Path(__file__).parent
-    commit = _told(["git", "-C", str(folder), "rev-parse", "HEAD"])
-    status = _told(["git", "-C", str(folder), "status", "--porcelain"])
-    return {"commit": commit or None, "dirty": None if status is None else bool(status)}
-
-
-def _code_digest() -> str:
-    """Of this installation's source files, which tells the code apart where git cannot."""
-    root = Path(__file__).parents[3]
-    digest = hashlib.sha256()
-    rooms = (root / "infinity", root / "stepvar_patch")
-    for path in sorted(path for room in rooms for path in room.rglob("*.py")):
-        digest.update(f"{path.relative_to(root)}\0".encode() + path.read_bytes())
-    return digest.hexdigest()
-
-
-def _told(words: list[str]) -> str | None:
-    """What a program prints; None if it is missing or fails."""
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()
 
 
 def _cpu_name() -> str | None:
