@@ -53,7 +53,7 @@ def rows(folder: Path, event: str) -> list[dict]:
 def test_loss_falls_and_files_are_written(arm: QuantizerArm, tmp_path: Path) -> None:
     result = run_tokenizer(replace(CONFIG, output_dir=str(tmp_path), arms=(arm,)), squares(32))
     losses = [row["reconstruction"] for row in rows(tmp_path, "step")]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.85 * losses[0]
     assert result.steps == 12
     start = rows(tmp_path, "start")[0]
     assert start["config"]["seed"] == CONFIG.seed
