@@ -52,7 +52,7 @@ def bench(*words: str) -> dict[str, Any]:
     return json.loads(Path("out/b.json").read_text())
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if f not in (ATTENTION, PRECISION)], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted({*FILES} - {ATTENTION, PRECISION}), ids=lambda p: p.stem)
 def test_every_shipped_file_is_valid_and_its_policies_fit(path: Path) -> None:
     config = load_config(BenchConfig, path)
     given = yaml.safe_load(path.read_text())
