@@ -1,4 +1,4 @@
-"""``stepvar bench``: latency and memory of arms side by side, and of the attention backends."""
+"""``stepvar bench``: latency and memory of arms side by side, attention backends, precisions."""
 
 import shlex
 from pathlib import Path
@@ -21,7 +21,7 @@ class _DefaultVerb(typer.core.TyperGroup):
 
 app = typer.Typer(
     cls=_DefaultVerb,
-    help="Time and memory of policies side by side, or of the attention backends.",
+    help="Time and memory of policies side by side or of attention backends; errors of precisions.",
     no_args_is_help=True,
 )
 
@@ -72,4 +72,25 @@ def attention(
     command = shlex.join(["stepvar", "bench", "attention", *words, *(overrides or [])])
     with RunProgress(talk, unit="cases") as progress:
         record = run_attention(settings, progress, command)
+    say(record, f"{markdown(record)}\n{settings.output}", as_json)
+
+
+@verb(app)
+def precision(
+    config: Annotated[Path, typer.Argument(help="Like configs/bench/precision.yaml.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Compare what bf16 and fp8 draw with what fp32 draws: logits, bits and pictures."""
+    from stepvar_patch.experiments.bench.precision import PrecisionConfig
+    from stepvar_patch.experiments.loading import load_config
+
+    settings = load_config(PrecisionConfig, config, overrides or [])
+    from infinity.pipeline import InfinityPipeline
+    from stepvar_patch.experiments.bench.precision import markdown, run_precision
+    from stepvar_patch.progress import RunProgress
+
+    command = shlex.join(["stepvar", "bench", "precision", str(config), *(overrides or [])])
+    with RunProgress(talk, unit="pictures") as progress:
+        record = run_precision(settings, progress, InfinityPipeline.from_pretrained, command)
     say(record, f"{markdown(record)}\n{settings.output}", as_json)

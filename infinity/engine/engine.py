@@ -1,7 +1,7 @@
 """How a generation call is carried out: plain modules, fused kernels, or recorded CUDA graphs."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -93,11 +93,15 @@ class Engine:
         images: int,
         gains: Tensor | None = None,
         decode: Callable[[Tensor], Tensor] | None = None,
+        forced_bits: Sequence[Tensor] = (),
         attention: str = "auto",
         on_scale_end: Callable[[ScaleEnd], None] | None = None,
         timer: StageTimer = NO_TIMER,
     ) -> Tensor:
-        """Summed codes; arguments as of :func:`~infinity.sampling.loop.generate_latents`."""
+        """Summed codes; arguments as of :func:`~infinity.sampling.loop.generate_latents`.
+
+        Calls with ``forced_bits`` are never recorded.
+        """
 
         def generate(
             text: TextConditioning,
@@ -116,6 +120,7 @@ class Engine:
                 images=images,
                 gains=gains,
                 decode=decode,
+                forced_bits=forced_bits,
                 attention=attention,
                 on_scale_end=on_scale_end,
                 timer=timer,
@@ -125,7 +130,7 @@ class Engine:
             )
 
         replayable = getattr(policy, "replayable", False) and isinstance(noise, PerImageNoise)
-        if self.mode == "graphs" and replayable:
+        if self.mode == "graphs" and replayable and not forced_bits:
             assert isinstance(noise, PerImageNoise)
             listening = on_scale_end is not None
             rows = len(text.lengths)

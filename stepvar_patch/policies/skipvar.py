@@ -96,6 +96,11 @@ class SkipVARPolicy:
     decision: SkipDecision | None = None
 
     @property
+    def replayable(self) -> bool:
+        """Whether a call may be recorded: the decision is taken on the host."""
+        return self.decision is None
+
+    @property
     def name(self) -> str:
         return self.kind
 

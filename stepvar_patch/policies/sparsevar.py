@@ -4,10 +4,11 @@ Shape legend: B images, b rows, N positions of a scale, M kept per row, C width.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Lt
+from jaxtyping import Bool
 from torch import Tensor
 
 from infinity.errors import UserError
@@ -47,6 +48,7 @@ class SparseVARPolicy:
     the change map, conditional rows decide for both, the nearest kept token fills the gaps.
     """
 
+    replayable: ClassVar[bool] = True
     kind: Literal["sparsevar"] = "sparsevar"
     scales: Scales = field(default_factory=lambda: dict(BALANCED))
     layer: Annotated[float, Ge(0), Lt(1)] = 0.75
@@ -92,7 +94,7 @@ class SparseVARRun(RuledRun):
                 f"sparsevar: scales prunes scale {si}, before which no scale runs; allowed: scales "
                 "after an executed one, whose change map selects the tokens"
             )
-        anchors = len(self._anchors((h, w)))
+        anchors = int(self._anchors((h, w)).sum())
         if self.kept(si) < anchors:
             raise UserError(
                 f"sparsevar: scales.{si - len(self.request.schedule)}.keep_ratio is "
@@ -101,13 +103,14 @@ class SparseVARRun(RuledRun):
                 "anchor_stride"
             )
 
-    def _anchors(self, grid: Grid) -> list[int]:
-        if not self.stride:
-            return []
-        h, w = grid
-        first = self.stride // 2
-        rows, columns = (range(min(first, side - 1), side, self.stride) for side in (h, w))
-        return [y * w + x for y in rows for x in columns]
+    def _anchors(self, grid: Grid, device: torch.device | None = None) -> Bool[Tensor, " n"]:
+        """Which positions hold an anchor, found on the device, so that a call can be recorded."""
+        on_line = []
+        for side in grid:
+            place = torch.arange(side, device=device) - min(self.stride // 2, side - 1)
+            on_line.append(place % self.stride == 0 if self.stride else place < -side)
+        rows, columns = on_line
+        return (rows[:, None] & columns).flatten()
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         self.events = frozenset[Event]({"layer"} if si in self.sources else ())
@@ -118,8 +121,8 @@ class SparseVARRun(RuledRun):
             return self.plan(si)
         assert self.change is not None
         scores = spread_ties(resize_scores(self.change, grid, view.grid), view.grid)
-        anchors = torch.tensor(self._anchors(view.grid), dtype=torch.long, device=scores.device)
-        scores = scores.index_fill(1, anchors, torch.finfo(scores.dtype).max)
+        anchors = self._anchors(view.grid, scores.device)
+        scores = scores.masked_fill(anchors, torch.finfo(scores.dtype).max)
         self.keep = top(scores, self.kept(si), view.grid)
         return self.plan(si, keep=self.keep, restore=self.restore, restore_codes=self.restore_codes)
 

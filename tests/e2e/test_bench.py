@@ -13,10 +13,13 @@ from torch import Tensor
 
 from infinity.config import PRESETS, TextEncoderConfig
 from infinity.ops.attention import AttentionRequest, KeyValues, SdpaAttention, registry
+from infinity.pipeline import InfinityPipeline
 from stepvar_patch.cli import main
 from stepvar_patch.cost import plan_cost
 from stepvar_patch.experiments.bench import random_model
 from stepvar_patch.experiments.bench.attention_cases import AttentionConfig
+from stepvar_patch.experiments.bench.models import Models, weight_bytes
+from stepvar_patch.experiments.bench.precision import PrecisionConfig
 from stepvar_patch.experiments.bench.record import Row
 from stepvar_patch.experiments.bench.row import Drawer, Sample
 from stepvar_patch.experiments.bench.schema import Arm, BenchConfig, arms
@@ -26,6 +29,7 @@ from stepvar_patch.policies import POLICIES
 
 FILES = sorted((REPOSITORY / "configs" / "bench").glob("*.yaml"))
 ATTENTION = REPOSITORY / "configs" / "bench" / "attention.yaml"
+PRECISION = REPOSITORY / "configs" / "bench" / "precision.yaml"
 BALANCED = REPOSITORY / "configs" / "pruning" / "stepvar_balanced.yaml"
 
 pytestmark = pytest.mark.bench
@@ -48,7 +52,7 @@ def bench(*words: str) -> dict[str, Any]:
     return json.loads(Path("out/b.json").read_text())
 
 
-@pytest.mark.parametrize("path", [f for f in FILES if f != ATTENTION], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted({*FILES} - {ATTENTION, PRECISION}), ids=lambda p: p.stem)
 def test_every_shipped_file_is_valid_and_its_policies_fit(path: Path) -> None:
     config = load_config(BenchConfig, path)
     given = yaml.safe_load(path.read_text())
@@ -137,6 +141,25 @@ def test_arms_are_interleaved_and_every_round_starts_one_row_later(work: Path) -
         ["balanced", "inline", "dense"],
         ["inline", "dense", "balanced"],
     ]
+
+
+def test_further_batch_sizes_take_part_in_fewer_rounds_and_are_not_paced(work: Path) -> None:
+    record = bench("batch_sizes=[1,2]", "further_rounds=1", "pace_s=0.001")
+    for row in record["rows"]:
+        first = row["batch_size"] == 1
+        assert row["back_to_back"]["n"] == (3 if first else 1)
+        assert (row["paced"] or {}).get("n") == (3 if first else None)
+
+
+def test_arms_of_one_precision_share_their_weights(work: Path) -> None:
+    words = ["arms={dense: {}, plain: {engine: plain}, half: {dtype: bfloat16}}"]
+    config = load_config(BenchConfig, Path("b.yaml"), words)
+    models = Models(config, InfinityPipeline.from_pretrained)
+    dense, plain, half = (models.pipeline(arm) for arm in arms(config))
+    assert dense.transformer is plain.transformer is not half.transformer
+    assert (dense.engine, plain.engine) == ("auto", "plain")
+    assert len(models.opened) == 2
+    assert models.weight_bytes() == weight_bytes(dense) + weight_bytes(half)
 
 
 def test_an_arm_that_cannot_run_says_why_and_the_others_go_on(
@@ -228,8 +251,10 @@ def test_a_random_text_encoder_is_run_and_timed(
 
 
 def test_a_fresh_process_draws_the_first_images(work: Path) -> None:
-    record = bench("rounds=1", "first_image=true", "arms={dense: {}, other: {dtype: bfloat16}}")
-    for row in record["rows"]:
+    words = ["rounds=1", "arms={dense: {}, other: {dtype: bfloat16}, third: {}}"]
+    record = bench(*words, "first_image=[dense, other]")
+    assert record["rows"][2]["first_image"] is None
+    for row in record["rows"][:2]:
         first = row["first_image"]
         times = ("start_ms", "load_ms", "first_ms", "second_ms", "third_ms")
         assert min(first[name] for name in times) > 0
@@ -243,6 +268,7 @@ def test_a_fresh_process_draws_the_first_images(work: Path) -> None:
     [
         (["baseline=dens"], "baseline names 'dens'; did you mean 'dense'?"),
         (["kernels=[inlin]"], "kernels names 'inlin'; did you mean 'inline'?"),
+        (["first_image=[inlin]"], "first_image names 'inlin'; did you mean 'inline'?"),
         (["weights=random"], "preset belongs to weights=random"),
         (["weights=random", "preset=infinity-3b"], "preset is 'infinity-3b'; did you mean"),
         (
@@ -372,3 +398,39 @@ def test_the_shipped_attention_file_is_complete() -> None:
     load_config(AttentionConfig, ATTENTION)
     given = yaml.safe_load(ATTENTION.read_text())
     assert given.keys() == {field.name for field in fields(AttentionConfig)}
+
+
+def test_what_a_precision_changes_under_the_same_and_under_its_own_history(
+    work: Path, model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [f"weights={model}", "images=3", "batch_size=2", "device=cpu", "output=out/p.json"]
+    arms = "arms={exact: {dtype: float32}, again: {dtype: float32}, half: {dtype: bfloat16}, "
+    arms += "fp8: {fp8: true}, more: {dtype: bfloat16, against: [exact, half]}}"
+    assert main(["bench", "precision", str(PRECISION), *words, arms]) == 0
+    record = json.loads(Path("out/p.json").read_text())
+    found = {(pair["arm"], pair["against"]): pair for pair in record["pairs"]}
+    assert list(found) == [
+        *(("again", "exact"), ("half", "exact"), ("more", "exact"), ("more", "half")),
+    ]
+    for equal in (found["again", "exact"], found["more", "half"]):
+        assert equal["images"] == 3
+        assert equal["same_history"]["logit_error"] == 0
+        assert equal["own_history"]["bits_per_scale"] == [1.0] * 7
+        assert equal["own_history"]["psnr_db"]["value"] == 100
+    half = found["half", "exact"]
+    errors = half["same_history"]["logit_error_per_scale"]
+    assert 1e-4 < min(errors) <= half["same_history"]["logit_error"] <= max(errors) < 0.1
+    assert half["same_history"]["bits"]["value"] > half["own_history"]["bits_last"]["value"] > 0.5
+    assert "fp8 needs engine" in record["not_run"]["fp8"]
+    assert record["environment"]["torch"]
+    assert "| half against exact |" in capsys.readouterr().out
+
+
+def test_an_arm_is_compared_with_earlier_ones(
+    work: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_config(PrecisionConfig, PRECISION)
+    given = yaml.safe_load(PRECISION.read_text())
+    assert given.keys() == {field.name for field in fields(PrecisionConfig)}
+    assert main(["bench", "precision", str(PRECISION), "arms.bfloat16.against=[fp8]"]) == 2
+    assert "arms.bfloat16.against names 'fp8'" in capsys.readouterr().err

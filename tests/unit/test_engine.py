@@ -14,7 +14,15 @@ from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import scale_schedule
 from infinity.transformer.fused import text_room
-from stepvar_patch.policies import FastVARPolicy, LDPruningPolicy, OraclePolicy, StepVARPolicy
+from stepvar_patch.policies import (
+    FastVARPolicy,
+    LDPruningPolicy,
+    OraclePolicy,
+    SkipVARPolicy,
+    SparseVARPolicy,
+    StepVARPolicy,
+)
+from stepvar_patch.policies.skipvar import LogisticFit, SkipDecision
 from stepvar_patch.rules import ScaleRule
 from tests.property.test_generation import Scripted
 from tests.toy import toy_model, toy_settings, toy_text
@@ -41,17 +49,18 @@ def test_what_cannot_run_is_refused(words: dict[str, Any], reason: str) -> None:
 
 
 def test_only_policies_that_promise_it_are_replayed() -> None:
-    promised = {
-        type(policy).__name__: getattr(policy, "replayable", False)
-        for policy in (DensePolicy(), StepVARPolicy(), FastVARPolicy(), OraclePolicy(), Scripted())
-    }
-    assert promised == {
-        "DensePolicy": True,
-        "StepVARPolicy": True,
-        "FastVARPolicy": True,
-        "OraclePolicy": False,
-        "Scripted": False,
-    }
+    fit = LogisticFit(mean=(0, 0), scale=(1, 1), weights=((0, 0),), bias=(0,))
+    adaptive = SkipVARPolicy(decision=SkipDecision(drop=fit, rows=fit))
+    always = [
+        DensePolicy(),
+        StepVARPolicy(),
+        FastVARPolicy(),
+        SparseVARPolicy(),
+        SkipVARPolicy(),
+    ]
+    never = [OraclePolicy(), LDPruningPolicy(), adaptive, Scripted()]
+    assert all(getattr(policy, "replayable", False) for policy in always)
+    assert not any(getattr(policy, "replayable", False) for policy in never)
 
 
 def test_prompts_of_similar_length_share_a_recording() -> None:
@@ -78,8 +87,16 @@ def call(
 @pytest.mark.parametrize("listening", [False, True])
 @pytest.mark.parametrize(
     "policy",
-    [DensePolicy(), StepVARPolicy(), FastVARPolicy(), StepVARPolicy(scope="layer")],
-    ids=["dense", "stepvar", "fastvar", "layer"],
+    [
+        DensePolicy(),
+        StepVARPolicy(),
+        FastVARPolicy(),
+        StepVARPolicy(scope="layer"),
+        SparseVARPolicy(anchor_stride=4),
+        SparseVARPolicy(restore="code_zero"),
+        SkipVARPolicy(),
+    ],
+    ids=["dense", "stepvar", "fastvar", "layer", "sparsevar", "sparsevar-zero", "skipvar"],
 )
 def test_recorded_calls_are_eager_ones_bit_for_bit(policy: PruningPolicy, listening: bool) -> None:
     model = toy_model().requires_grad_(False).set_compute_dtype(torch.bfloat16).to("cuda")

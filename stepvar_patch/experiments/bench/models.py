@@ -1,18 +1,20 @@
-"""The pipelines that arms are drawn with, each loaded once, and what they weigh."""
+"""The pipelines that arms are drawn with, their weights loaded once, and what they weigh."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from infinity.errors import UserError
+from infinity.loading import resolve_device, resolve_dtype
 from stepvar_patch.experiments.bench.random_model import random_pipeline
 from stepvar_patch.experiments.bench.schema import RANDOM, Arm, BenchConfig
 
 
 class Models:
-    """Pipelines by what arms need of them, each loaded once.
+    """Pipelines by what arms need of them; those of one precision share their weights.
 
     Args:
         config: of the benchmark.
@@ -21,30 +23,32 @@ class Models:
 
     def __init__(self, config: BenchConfig, load: Callable[..., Any]) -> None:
         self._config, self._load = config, load
-        self._loaded: dict[tuple[str | None, ...], Any] = {}
+        self._opened: dict[torch.dtype, Any] = {}
+        self._pipelines: dict[tuple[torch.dtype, str, bool], Any] = {}
 
     def pipeline(self, arm: Arm) -> Any:
-        """The pipeline of an arm, loaded at the first call.
+        """The pipeline of an arm; its weights are loaded at the first call that needs them.
 
         Raises:
             UserError: weights that cannot be had, or no such device.
         """
+        dtype = resolve_dtype(arm.dtype, resolve_device(self._config.device))
         engine, fp8 = arm.engine or "auto", bool(arm.fp8)
-        key = (arm.dtype, engine, "fp8" if fp8 else None)
-        if key not in self._loaded:
-            pipeline = self._open(arm.dtype)
-            pipeline.engine, pipeline.fp8 = engine, fp8
-            self._loaded[key] = pipeline
-        return self._loaded[key]
+        key = (dtype, engine, fp8)
+        if key not in self._pipelines:
+            if dtype not in self._opened:
+                self._opened[dtype] = self._open(arm.dtype)
+            self._pipelines[key] = replace(self._opened[dtype], engine=engine, fp8=fp8)
+        return self._pipelines[key]
 
     @property
-    def loaded(self) -> list[Any]:
-        """The pipelines that have been loaded."""
-        return list(self._loaded.values())
+    def opened(self) -> list[Any]:
+        """A pipeline for each set of weights that has been loaded."""
+        return list(self._opened.values())
 
     def weight_bytes(self) -> int:
-        """Of all loaded pipelines together, text encoders included where they are modules."""
-        return sum(map(weight_bytes, self._loaded.values()))
+        """Of all loaded weights together, text encoders included where they are modules."""
+        return sum(map(weight_bytes, self._opened.values()))
 
     def _open(self, dtype: str | None) -> Any:
         config = self._config

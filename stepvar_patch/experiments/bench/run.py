@@ -37,8 +37,9 @@ def run(
 ) -> dict[str, Any]:
     """Measures every arm and writes the file after every round.
 
-    All rows are warmed up first. Then every round draws every row once, starting one row further
-    than the round before, so that the machine's moods meet all rows alike.
+    All rows are warmed up first. Then every round draws every row once (larger batches not in every
+    round, if the config says so), starting one row further than the round before, so that the
+    machine's moods meet all rows alike.
 
     Args:
         config: of the benchmark.
@@ -58,7 +59,8 @@ def run(
     bench.prepare()
     bench.write()
     modes = MODES if config.pace_s else MODES[:1]
-    progress.start(config.rounds * len(modes) * len(bench.running), 0)
+    rounds = [(index, mode) for index in range(config.rounds) for mode in modes]
+    progress.start(sum(len(bench.due(index, mode)) for index, mode in rounds), 0)
     for index in range(config.rounds):
         for mode in modes:
             bench.round(index, mode, progress)
@@ -111,9 +113,16 @@ class _Bench:
                     row.peak_mib = self._peak_mib(drawer)
                 self.drawers[id(row)] = drawer
 
+    def due(self, index: int, mode: str) -> list[Row]:
+        """The running rows that a round draws."""
+        first, further = self._first_of_arms(), self.config.further_rounds
+        if mode == "paced" or (further is not None and index >= further):
+            return first
+        return self.running
+
     def round(self, index: int, mode: str, progress: Progress) -> None:
-        """Every running row once."""
-        rows = self.running
+        """Every row that is due once."""
+        rows = self.due(index, mode)
         start = index % max(1, len(rows))
         for row in rows[start:] + rows[:start]:
             with self._attempt(row):
@@ -133,10 +142,11 @@ class _Bench:
                     row.kernels = kernel_table(self.drawers[id(row)].draw, self.device)
 
     def first_images(self) -> None:
-        """A fresh process per arm."""
+        """A fresh process for each of the arms that are asked for."""
         for row in self._first_of_arms():
-            row.first_image = first_image(self.config, row.arm.label, row.batch_size)
-            self.write()
+            if row.arm.label in self.config.first_image:
+                row.first_image = first_image(self.config, row.arm.label, row.batch_size)
+                self.write()
 
     def _first_of_arms(self) -> list[Row]:
         """Of every arm the first batch size that runs."""
@@ -144,7 +154,7 @@ class _Bench:
 
     def record(self) -> dict[str, Any]:
         """What the file holds."""
-        config, loaded = self.config, self.models.loaded
+        config, loaded = self.config, self.models.opened
         return {
             "format": FORMAT,
             "command": self.command,

@@ -54,10 +54,14 @@ class BenchConfig(ArmSettings):
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``None`` takes a GPU if there is one.
         warmup: draws of every row before the first one that counts.
         rounds: draws that count; every round draws every row once.
-        pace_s: if above 0, every round draws every row a second time, after a pause that long.
+        further_rounds: how many of them, the first, also draw an arm's further batch sizes; None is
+            all.
+        pace_s: if above 0, every round draws every arm a second time, with its first batch size and
+            after a pause that long.
         baseline: the arm that speed-ups refer to, and the numbers of images until an arm pays off.
-        first_image: also start a fresh process per arm: load, first to third image, peak memory.
-        kernels: arms of which one further draw is profiled, with their first batch size.
+        first_image: arms for which a fresh process is started, with their first batch size: load,
+            first to third image, peak memory.
+        kernels: arms of which one further draw is profiled, likewise.
         arms: label → what differs.
     """
 
@@ -72,16 +76,18 @@ class BenchConfig(ArmSettings):
     device: Device | None = None
     warmup: Annotated[int, Ge(0), Le(1000)] = 3
     rounds: Annotated[int, Ge(1), Le(100_000)] = 10
+    further_rounds: Annotated[int, Ge(1), Le(100_000)] | None = None
     pace_s: Annotated[float, Ge(0), Le(60)] = 0.0
     baseline: str
-    first_image: bool = False
+    first_image: tuple[str, ...] = ()
     kernels: tuple[str, ...] = ()
     arms: Annotated[Mapping[str, ArmSettings], MinLen(1)]
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, labels in (("baseline", (self.baseline,)), ("kernels", self.kernels)):
-            for label in labels:
+        for name in ("baseline", "first_image", "kernels"):
+            labels = getattr(self, name)
+            for label in (labels,) if isinstance(labels, str) else labels:
                 if label not in self.arms:
                     raise ValueError(f"{name} names {label!r}; {nearest(label, list(self.arms))}")
         if (self.weights == RANDOM) != (self.preset is not None):
