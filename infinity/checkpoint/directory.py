@@ -115,6 +115,16 @@ def source_digest(path: Path) -> str | None:
     return claimed if isinstance(claimed, str) else None
 
 
+def source_of(folder: Path) -> dict[str, str]:
+    """What a model directory's manifest says of where it comes from; empty if it says nothing.
+
+    Raises:
+        UserError: unreadable.
+    """
+    source = _read_manifest(folder).get("source")
+    return {key: str(value) for key, value in source.items()} if isinstance(source, dict) else {}
+
+
 def content_digest(config: Mapping[str, Any], files: Mapping[str, Mapping[str, Any]]) -> str:
     """sha256 over the configuration and the checksums that a manifest lists."""
     checksums = {name: entry["sha256"] for name, entry in files.items()}

@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from infinity.checkpoint import load_model_config, read_state
+from infinity.checkpoint.directory import source_of
 from infinity.config import ModelConfig, TokenizerConfig
 from infinity.errors import UserError
 from infinity.training.checkpoint import save_tensors, write_index
@@ -35,6 +36,7 @@ def unpack_model(model: Path, output: Path) -> ModelConfig:
     for name in ("tokenizer", "transformer"):
         if (output / name).exists():
             raise UserError(f"{output / name}: is there already; name another folder")
+    steps = source_of(model).get("steps", "")
     tokenizer, transformer = read_state(model, "tokenizer"), read_state(model, "transformer")
     _write(
         output / "tokenizer",
@@ -44,7 +46,11 @@ def unpack_model(model: Path, output: Path) -> ModelConfig:
     _write(
         output / "transformer",
         {key: transformer[key] for key in transformer if "zero_k_bias" not in key},
-        {"transformer": asdict(config.transformer), "phase": 0},
+        {
+            "transformer": asdict(config.transformer),
+            "phase": 0,
+            "steps": int(steps) if steps.isdecimal() else 0,
+        },
     )
     return config
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from infinity.checkpoint import load_model_config, read_state
+from infinity.checkpoint.directory import source_of
 from infinity.errors import UserError
 from infinity.training.checkpoint import load_tensors
 from infinity.training.export import export_model
@@ -22,6 +23,7 @@ def test_unpacked_and_exported_again_the_model_is_what_it_was(tmp_path: Path) ->
     transformer, tokenizer = (tmp_path / "parts" / n for n in ("transformer", "tokenizer"))
     export_model(transformer, tokenizer, WEIGHTS / "text_encoder", tmp_path / "model")
     assert load_model_config(tmp_path / "model") == load_model_config(WEIGHTS)
+    assert source_of(tmp_path / "model") == source_of(WEIGHTS)
     for component in ("tokenizer", "transformer"):
         before, after = (read_state(folder, component) for folder in (WEIGHTS, tmp_path / "model"))
         assert set(before) == set(after)
