@@ -39,18 +39,18 @@ class Mistakes(UserError):
 
 @contextmanager
 def named(place: str) -> Iterator[None]:
-    """Puts the place of a user's mistake before its sentence.
+    """Puts the place of a user's mistakes before each of their sentences.
 
     Args:
         place: e.g. ``arm 'dense'``.
 
     Raises:
-        UserError: what was raised inside, with its place.
+        Mistakes: those raised inside, with their place.
     """
     try:
         yield
     except UserError as error:
-        raise UserError(f"{place}: {error}") from error
+        raise Mistakes([f"{place}: {sentence}" for sentence in error.sentences]) from error
 
 
 @contextmanager

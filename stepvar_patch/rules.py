@@ -8,7 +8,7 @@ from typing import Annotated
 
 from annotated_types import Ge, Gt, Le
 
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError, collecting
 from infinity.policy import Rows
 from infinity.schedule import ScaleSchedule
 
@@ -78,27 +78,34 @@ def resolve(scales: Scales, schedule: ScaleSchedule) -> dict[int, ScaleRule]:
     """The rules by scale index from the start, in scale order.
 
     Raises:
-        UserError: a key is no index of ``schedule``; two keys name one scale; a keep_ratio outside
+        Mistakes: a key is no index of ``schedule``; two keys name one scale; a keep_ratio outside
             (0, 1]; a later rule brings back guidance rows that an earlier one dropped; no scale is
             left to run.
     """
     named: dict[int, str | int] = {}
+    found: list[str] = []
     for key in scales:
-        index = scale_index(key, schedule)
-        if index in named:
-            raise UserError(f"scales.{named[index]} and scales.{key} name the same scale; keep one")
-        named[index] = key
+        with collecting(found):
+            index = scale_index(key, schedule)
+            if index in named:
+                raise UserError(
+                    f"scales.{named[index]} and scales.{key} name the same scale; keep one"
+                )
+            named[index] = key
     resolved = {index: scales[named[index]] for index in sorted(named)}
     rows: Rows = "both"
     for index, rule in resolved.items():
-        kept_count(rule.keep_ratio, schedule.tokens_per_scale[index])
-        if rule.rows != "both":
-            if rows not in ("both", rule.rows):
-                raise UserError(
-                    f"scales.{named[index]}.rows is {rule.rows}, but an earlier rule left only "
-                    f"{rows}; allowed: both (nothing more is dropped) or {rows}"
-                )
+        with collecting(found):
+            kept_count(rule.keep_ratio, schedule.tokens_per_scale[index])
+        if rule.rows not in ("both", rows) and rows != "both":
+            found.append(
+                f"scales.{named[index]}.rows is {rule.rows}, but an earlier rule left only "
+                f"{rows}; allowed: both (nothing more is dropped) or {rows}"
+            )
+        elif rule.rows != "both":
             rows = rule.rows
     if all(index in resolved and not resolved[index].run for index in range(len(schedule))):
-        raise UserError("scales drops every scale; allowed: rules that leave at least one to run")
+        found.append("scales drops every scale; allowed: rules that leave at least one to run")
+    if found:
+        raise Mistakes(found)
     return resolved

@@ -7,7 +7,7 @@ from annotated_types import Gt, Le
 from pydantic import ConfigDict, Field
 
 from infinity.config import ModelConfig
-from infinity.errors import UserError
+from infinity.errors import UserError, named
 from infinity.picture import picture_schedule
 from infinity.policy import PolicyRequest, PruningPolicy
 from infinity.sampling.settings import SamplingSettings, resolve_settings
@@ -112,7 +112,7 @@ def resolve_pruning(config: Any, model: ModelConfig) -> PruningPolicy | None:
 
     Raises:
         UserError: the settings do not fit the model or the picture's schedule, or no ratios reach
-            the speed-up.
+            the speed-up; all of them at once.
     """
     setting = config.pruning
     if setting is None:
@@ -124,8 +124,10 @@ def resolve_pruning(config: Any, model: ModelConfig) -> PruningPolicy | None:
         from stepvar_patch.target_speedup import solve
 
         settings = sampling_settings(config, model, request.schedule)
-        policy = solve(policy, setting.target_speedup, model, request, settings=settings)
-    policy.start(request)
+        with named("pruning"):
+            policy = solve(policy, setting.target_speedup, model, request, settings=settings)
+    with named("pruning"):
+        policy.start(request)
     return policy
 
 

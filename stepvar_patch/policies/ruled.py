@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from infinity.errors import UserError
+from infinity.errors import Mistakes, UserError
 from infinity.policy import DenseRun, PolicyRequest, Rows, ScalePlan, ScaleView
 from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.rules import ScaleRule, Scales, kept_count, resolve
@@ -42,26 +42,28 @@ class RuledRun(DenseRun):
 
     def _check_rows(self) -> None:
         """Refuses rules about the unconditional half at scales where it no longer runs."""
-        request = self.request
+        request, found = self.request, list[str]()
         for si, rule in sorted(self.rules.items()):
             name = f"scales.{si - len(request.schedule)}"
             guided = request.guided[si] if request.guided else request.guidance_rows == 2
             if rule.rows == "uncond" and not (guided and request.rows_live):
-                raise UserError(
+                found.append(
                     f"{name}.rows is uncond, but the unconditional half does not run to the "
                     "end there; it needs guidance on logits (guidance_layers 0) from that scale on"
                 )
             dropped = any(self.rules[k].rows == "cond" for k in self.rules if k <= si)
             if rule.guidance_echo and not dropped:
-                raise UserError(
+                found.append(
                     f"{name}.guidance_echo is {rule.guidance_echo}, but the unconditional "
                     "rows run there; allowed: 0, or rows cond at that scale or before"
                 )
             if rule.guidance not in (None, 1) and not guided:
-                raise UserError(
+                found.append(
                     f"{name}.guidance is {rule.guidance}, but no unconditional half runs "
                     "there; allowed: 1 or null, or a guidance_scale other than 1 from there on"
                 )
+        if found:
+            raise Mistakes(found)
 
     def rule(self, si: int) -> ScaleRule:
         return self.rules.get(si, ScaleRule())

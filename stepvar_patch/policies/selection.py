@@ -11,7 +11,7 @@ from annotated_types import Ge, Le
 from jaxtyping import Float
 from torch import Tensor
 
-from infinity.errors import UserError
+from infinity.errors import Mistakes, collecting
 from infinity.policy import (
     Branch,
     BranchPlan,
@@ -94,53 +94,39 @@ class SelectionRun(RuledRun):
     """Selects tokens by a score, at the scales that have a keep_ratio below 1."""
 
     def __init__(self, request: PolicyRequest, policy: Selection, score: Score) -> None:
-        self.layers = layer_range(policy.layers, request.layers)
+        found, self.layers = list[str](), range(request.layers)
+        with collecting(found):
+            self.layers = layer_range(policy.layers, request.layers)
+        found += _contradictions(policy, ends_early=self.layers.stop != request.layers)
         whole = policy.kv_write == "kept" and len(self.layers) == request.layers
-        super().__init__(request, policy.scales, whole_stack=whole)
+        with collecting(found):
+            super().__init__(request, policy.scales, whole_stack=whole)
+        if found:
+            raise Mistakes(found)
         self.policy, self.score = policy, score
         self.restore = stream_restore(policy.restore)
         self.restore_codes = code_restore(policy.restore)
         self.counts = {
             si: self.kept(si) for si, rule in self.rules.items() if rule.run and rule.keep_ratio < 1
         }
-        self._check()
+        self._check_coverage()
         if policy.kv_write == "none":
             self.cached_tokens = tuple(
                 0 if si in self.counts else n for si, n in enumerate(self.cached_tokens)
             )
 
-    def _check(self) -> None:
-        policy, per_scale = self.policy, self.policy.scope == "scale"
-        if self.restore_codes is not None:
-            if not per_scale:
-                raise UserError(
-                    f"restore is {policy.restore} with scope {policy.scope}; allowed: scope scale, "
-                    "or a restoration of the stream"
-                )
-            if self.layers.stop != self.request.layers:
-                raise UserError(
-                    f"restore is {policy.restore} with layers {list(policy.layers)}; allowed: "
-                    "layers that end at 1, or a restoration of the stream"
-                )
-        if policy.kv_write == "propagate" and not per_scale:
-            raise UserError(
-                f"kv_write is propagate with scope {policy.scope}; allowed: scope scale, or "
-                "kv_write kept or none"
-            )
-        if policy.scored_rows != "cond" and per_scale:
-            raise UserError(
-                f"scored_rows is {policy.scored_rows} with scope scale, where the guidance rows of "
-                "an image enter with the same features; allowed: cond, or scope layer or branch"
-            )
+    def _check_coverage(self) -> None:
+        found, cell = list[str](), self.policy.min_coverage
         for si, count in self.counts.items():
             grid = self.request.schedule.grids[si]
-            if policy.min_coverage and cells(grid, policy.min_coverage) > count:
-                raise UserError(
-                    f"min_coverage is {policy.min_coverage}, which needs "
-                    f"{cells(grid, policy.min_coverage)} tokens on the {grid[0]}×{grid[1]} grid of "
-                    f"scale {si}, but its keep_ratio leaves {count}; allowed: larger squares, a "
-                    "higher keep_ratio, or 0"
+            if cell and cells(grid, cell) > count:
+                found.append(
+                    f"min_coverage is {cell}, which needs {cells(grid, cell)} tokens on the "
+                    f"{grid[0]}×{grid[1]} grid of scale {si}, but its keep_ratio leaves {count}; "
+                    "allowed: larger squares, a higher keep_ratio, or 0"
                 )
+        if found:
+            raise Mistakes(found)
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         if si not in self.counts:
@@ -199,3 +185,35 @@ class SelectionRun(RuledRun):
         if self.policy.min_coverage:
             scores = min_coverage(scores, grid, self.policy.min_coverage)
         return top(scores, self.counts[si], grid)
+
+
+def _contradictions(policy: Selection, *, ends_early: bool) -> list[str]:
+    """Settings that exclude each other.
+
+    Args:
+        policy: the settings.
+        ends_early: whether the pruned layers stop before the last one.
+    """
+    found, per_scale = [], policy.scope == "scale"
+    if code_restore(policy.restore) is not None:
+        if not per_scale:
+            found.append(
+                f"restore is {policy.restore} with scope {policy.scope}; allowed: scope scale, "
+                "or a restoration of the stream"
+            )
+        if ends_early:
+            found.append(
+                f"restore is {policy.restore} with layers {list(policy.layers)}; allowed: "
+                "layers that end at 1, or a restoration of the stream"
+            )
+    if policy.kv_write == "propagate" and not per_scale:
+        found.append(
+            f"kv_write is propagate with scope {policy.scope}; allowed: scope scale, or "
+            "kv_write kept or none"
+        )
+    if policy.scored_rows != "cond" and per_scale:
+        found.append(
+            f"scored_rows is {policy.scored_rows} with scope scale, where the guidance rows of "
+            "an image enter with the same features; allowed: cond, or scope layer or branch"
+        )
+    return found

@@ -137,6 +137,13 @@ def test_doctor_tells_every_problem_at_once(work: Path, capsys: pytest.CaptureFi
     err = capsys.readouterr().err
     assert "3 mistakes" in err
     assert [text for text in ("no.txt", "guidance_scale", "scales.-9") if text not in err] == []
+    rules = ["pruning.scales.-9.run=false", "pruning.scales.12.run=false"]
+    words = [BALANCED, *rules, "pruning.layers=[0.5, 0.2]", "pruning.scored_rows=own"]
+    assert main(["doctor", "c.yaml", *words]) == 2
+    told = capsys.readouterr().err.splitlines()
+    starts = ("layers is [0.5", "scored_rows is own", "scales.-9 matches", "scales.12 matches")
+    assert told[0] == "stepvar: 4 mistakes:"
+    assert all(line.startswith(f"  pruning: {s}") for line, s in zip(told[1:], starts, strict=True))
 
 
 def ablation(work: Path, text: str) -> None:
