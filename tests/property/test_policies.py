@@ -18,6 +18,7 @@ from infinity.policy import (
     PolicyRequest,
     PolicyRun,
     PruningPolicy,
+    Rows,
     ScalePlan,
     ScaleView,
 )
@@ -214,6 +215,22 @@ def test_keeping_everything_is_dense_bit_for_bit(name: str, guidance: str, image
     assert pruned.shape == expected.shape
     assert pruned.isfinite().all()
     assert not torch.equal(pruned, expected)
+
+
+@pytest.mark.parametrize("name", [n for n in CASES if hasattr(CASES[n].policy, "scope")])
+@pytest.mark.parametrize("rows", ["cond", "uncond"])
+def test_keeping_everything_leaves_rows_and_echo_as_they_are(name: str, rows: Rows) -> None:
+    """The same rules without pruning give the same picture, bit for bit."""
+    echo = 0.5 if rows == "cond" else 0.0
+    rules = {
+        "-3": ScaleRule(rows=rows, guidance_echo=echo),
+        "-2": ScaleRule(run=False),
+        "-1": ScaleRule(guidance_echo=echo),
+    }
+    kept = {key: replace(rule, keep_ratio=0.9999) for key, rule in rules.items()}
+    expected = draw(DensePolicy(scales=rules), 2)
+    assert torch.equal(draw(replace(CASES[name].policy, scales=kept), 2), expected)
+    assert not torch.equal(expected, dense(2, "logits"))
 
 
 @pytest.mark.parametrize(
