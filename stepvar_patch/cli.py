@@ -223,6 +223,7 @@ def doctor(
 
 verb(app)(cli_pruning.ablate)
 verb(app)(cli_pruning.show_masks)
+verb(app, "fit-skipvar")(cli_pruning.fit_skipvar)
 verb(app)(cli_report.report)
 verb(app, "eval")(cli_eval.evaluate)
 verb(app)(cli_eval.table)

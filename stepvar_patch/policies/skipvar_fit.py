@@ -3,8 +3,9 @@
 Shape legend: n runs, s savings (1, 2, … scales).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -127,8 +128,11 @@ def collect(
     seeds: Sequence[int],
     similarity: Similarity,
     *,
+    negative_prompts: Sequence[str | None] | None = None,
     after_scale: int = -4,
     preview_share: float = 1 / 64,
+    after_run: Callable[[], None] = lambda: None,
+    **settings: Any,
 ) -> SkipRuns:
     """Features and similarities of one full run and ``-after_scale - 1`` row-reduced runs a prompt.
 
@@ -138,15 +142,20 @@ def collect(
     Args:
         prompts, seeds: one seed per prompt.
         similarity: see :data:`Similarity`.
+        negative_prompts: one per prompt; None = none.
         after_scale, preview_share: see :class:`SkipDecision`.
+        after_run: called when a prompt is done.
+        settings: of the pipeline's call: guidance, temperature, the picture's shape.
     """
     savings = range(1, -after_scale)
     patchify = pipeline.config.transformer.patchify
-    schedule = pipeline.schedule()
-    grid = preview_grid(schedule.latent_grids(patchify), preview_share)
+    shape = {name: settings[name] for name in _SHAPE if name in settings}
+    grid = preview_grid(pipeline.schedule(**shape).latent_grids(patchify), preview_share)
     features, dropped, unguided = [], [], []
-    for prompt, seed in zip(prompts, seeds, strict=True):
-        history = _history(pipeline, prompt, seed, SkipVARPolicy(scales={}))
+    negatives = [None] * len(prompts) if negative_prompts is None else negative_prompts
+    for prompt, seed, negative in zip(prompts, seeds, negatives, strict=True):
+        call = {**settings, "prompts": prompt, "seed": seed, "negative_prompt": negative}
+        history = _history(pipeline, call, SkipVARPolicy(scales={}))
         decided = len(history) + after_scale
         older, newer = (
             pipeline.decode_tensor(resize(history[si], grid)) for si in (decided - 1, decided)
@@ -156,11 +165,15 @@ def collect(
         early = [_picture(pipeline, history[-1 - saving]) for saving in savings]
         dropped.append([similarity(picture, full) for picture in early])
         reduced = [
-            _picture(pipeline, _history(pipeline, prompt, seed, _unguided(saving))[-1])
+            _picture(pipeline, _history(pipeline, call, _unguided(saving))[-1])
             for saving in savings
         ]
         unguided.append([similarity(picture, full) for picture in reduced])
+        after_run()
     return SkipRuns(torch.stack(features), torch.tensor(dropped), torch.tensor(unguided))
+
+
+_SHAPE = ("aspect_ratio", "height", "width", "resolution")
 
 
 def _unguided(last: int) -> SkipVARPolicy:
@@ -168,17 +181,16 @@ def _unguided(last: int) -> SkipVARPolicy:
 
 
 def _history(
-    pipeline: InfinityPipeline, prompt: str, seed: int, policy: PruningPolicy
+    pipeline: InfinityPipeline, call: Mapping[str, Any], policy: PruningPolicy
 ) -> list[Tensor]:
     """Latents after every scale."""
     before, latents = pipeline.policy, list[Tensor]()
     pipeline.policy = policy
     try:
         pipeline(
-            prompt,
-            seed=seed,
             output_type="latent",
             callback_on_scale_end=lambda end: latents.append(end.latent),
+            **call,
         )
     finally:
         pipeline.policy = before
