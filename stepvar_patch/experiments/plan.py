@@ -1,5 +1,6 @@
 """What a generation run will draw and where."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,8 @@ from infinity.errors import UserError
 from infinity.io.prompts import PromptRow, derived_seed, read_prompts
 from infinity.io.rows import image_name
 from stepvar_patch.experiments.schema import GenerateConfig, check_device
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,4 +73,17 @@ def resolve_device(device: str | None, dtype: str | None) -> tuple[str, str]:
         device = "cuda" if gpus else "cpu"
     elif device != "cpu" and int(device.partition(":")[2] or 0) >= gpus:
         raise UserError(f"device = {device!r} is not available; this machine shows {gpus} GPUs")
+    if device == "cpu" and dtype == "bfloat16" and not _computes_bfloat16():
+        logger.warning(
+            "dtype = bfloat16 on a CPU without instructions for it takes many times longer than "
+            "float32; give dtype=float32"
+        )
     return device, dtype or ("float32" if device == "cpu" else "bfloat16")
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the CPU multiplies matrices in bfloat16 itself; True where torch cannot tell."""
+    import torch
+
+    tell = getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", None)
+    return tell is None or not torch.backends.mkldnn.is_available() or bool(tell())
