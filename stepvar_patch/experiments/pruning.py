@@ -1,5 +1,6 @@
 """The ``pruning`` part of a config: a policy's settings, or a speed-up to be solved for."""
 
+import logging
 from dataclasses import asdict, field, fields, make_dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -14,6 +15,9 @@ from infinity.sampling.settings import SamplingSettings, resolve_settings
 from infinity.schedule import ScaleSchedule
 from stepvar_patch.policies import POLICIES, Policy
 from stepvar_patch.policies.oracle import OraclePolicy, draw_with_oracle
+from stepvar_patch.policies.ruled import RuledRun
+
+logger = logging.getLogger(__name__)
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -127,7 +131,9 @@ def resolve_pruning(config: Any, model: ModelConfig) -> PruningPolicy | None:
         with named("pruning"):
             policy = solve(policy, setting.target_speedup, model, request, settings=settings)
     with named("pruning"):
-        policy.start(request)
+        run = policy.start(request)
+    if isinstance(run, RuledRun) and run.idle and policy.name != "dense":
+        logger.warning("pruning: %s leaves nothing out with these settings: dense", policy.name)
     return policy
 
 

@@ -102,6 +102,11 @@ class LDPruningRun(RuledRun):
         self.stopped = False
         self.counts: tuple[int, ...] = ()
 
+    @property
+    def idle(self) -> bool:
+        chooses = self.policy.energy_share < 1 and any(rule.run for rule in self.rules.values())
+        return super().idle and not chooses and not self.stopping
+
     def load(self, si: int) -> ScaleLoad:
         """What scale ``si`` costs.
 

@@ -65,6 +65,14 @@ class RuledRun(DenseRun):
         if found:
             raise Mistakes(found)
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is left out or changed, so that pictures are the dense ones."""
+        return not self.pruned and all(
+            rule.run and rule.rows == "both" and rule.guidance is None
+            for rule in self.rules.values()
+        )
+
     def rule(self, si: int) -> ScaleRule:
         return self.rules.get(si, ScaleRule())
 

@@ -149,6 +149,10 @@ class SkipVARRun(RuledRun):
                     f"{-decision.after_scale}, the scales after the decision and none"
                 )
 
+    @property
+    def idle(self) -> bool:
+        return super().idle and self.decision is None
+
     def load(self, si: int) -> ScaleLoad:
         """What scale ``si`` costs.
 
