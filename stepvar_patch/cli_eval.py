@@ -24,8 +24,8 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a run against its dense original with every metric whose files are there; resumable."""
-    from stepvar_patch.experiments.eval_run import run, text
-    from stepvar_patch.experiments.eval_schema import EvalConfig
+    from stepvar_patch.experiments.evaluate.run import run, text
+    from stepvar_patch.experiments.evaluate.schema import EvalConfig
     from stepvar_patch.experiments.loading import load_config
     from stepvar_patch.progress import RunProgress
 
@@ -43,10 +43,10 @@ def table(
     as_json: Json = False,
 ) -> None:
     """Make one of the paper's tables: arms drawn by turns and scored; resumable."""
-    from stepvar_patch.experiments import table as tables
     from stepvar_patch.experiments.loading import load_config
-    from stepvar_patch.experiments.table_report import write_table
-    from stepvar_patch.experiments.table_schema import TableConfig, load_published
+    from stepvar_patch.experiments.table import run as tables
+    from stepvar_patch.experiments.table.report import write_table
+    from stepvar_patch.experiments.table.schema import TableConfig, load_published
     from stepvar_patch.progress import RunProgress
 
     configure_logging(logging.INFO)

@@ -18,10 +18,10 @@ def ablate(
     """Compare pruned variants with the dense pictures: one table row per cell; resumable."""
     from dataclasses import asdict
 
-    from stepvar_patch.experiments.ablate import run
-    from stepvar_patch.experiments.ablate_plot import write_plots
-    from stepvar_patch.experiments.ablate_report import markdown, write_report
-    from stepvar_patch.experiments.ablate_schema import AblateConfig, expand
+    from stepvar_patch.experiments.ablate.plot import write_plots
+    from stepvar_patch.experiments.ablate.report import markdown, write_report
+    from stepvar_patch.experiments.ablate.run import run
+    from stepvar_patch.experiments.ablate.schema import AblateConfig, expand
     from stepvar_patch.experiments.loading import load_config
     from stepvar_patch.progress import RunProgress
 
@@ -46,7 +46,7 @@ def show_masks(
 ) -> None:
     """Show, for the first prompt, which tokens every scale keeps: one PNG and one HTML page."""
     from stepvar_patch.experiments.loading import load_config
-    from stepvar_patch.experiments.masks import run
+    from stepvar_patch.experiments.masks.run import run
     from stepvar_patch.experiments.schema import GenerateConfig
 
     settings = load_config(GenerateConfig, config, overrides or [])

@@ -12,7 +12,7 @@ from tiny_model import REPOSITORY
 
 from stepvar_patch.cli import main
 from stepvar_patch.experiments.codes import read_codes
-from stepvar_patch.experiments.eval_schema import EvalConfig
+from stepvar_patch.experiments.evaluate.schema import EvalConfig
 from stepvar_patch.experiments.loading import load_config
 
 BALANCED = f"pruning={REPOSITORY}/configs/pruning/stepvar_balanced.yaml"

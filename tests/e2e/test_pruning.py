@@ -13,11 +13,11 @@ from infinity.config import PRESETS
 from infinity.io.images import read_png
 from infinity.pipeline import InfinityPipeline
 from stepvar_patch.cli import main
-from stepvar_patch.experiments.ablate_schema import AblateConfig, expand
+from stepvar_patch.experiments.ablate.schema import AblateConfig, expand
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.loading import load_config
-from stepvar_patch.experiments.masks import Watched
+from stepvar_patch.experiments.masks.run import Watched
 from stepvar_patch.experiments.plan import jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig

@@ -14,14 +14,14 @@ from tiny_model import REPOSITORY
 from infinity.config import PRESETS
 from infinity.errors import UserError
 from stepvar_patch.cli import main
-from stepvar_patch.experiments import table as tables
-from stepvar_patch.experiments.arms import Arm, DrawnArm, draw_arms
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.estimate import Estimate
-from stepvar_patch.experiments.evaluate import Scoring, evaluate
+from stepvar_patch.experiments.evaluate.arms import Arm, DrawnArm, draw_arms
+from stepvar_patch.experiments.evaluate.scoring import Scoring, evaluate
 from stepvar_patch.experiments.loading import load_config
 from stepvar_patch.experiments.schema import GenerateConfig
-from stepvar_patch.experiments.table_schema import (
+from stepvar_patch.experiments.table import run as tables
+from stepvar_patch.experiments.table.schema import (
     Benchmarks,
     TableConfig,
     load_published,

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stepvar_patch.experiments.mask_page import ScalePictures, SeenScale, write_mask_page
+from stepvar_patch.experiments.masks.page import ScalePictures, SeenScale, write_mask_page
 
 
 def pictures(si: int, side_px: int, kept: float, *, run: bool = True) -> ScalePictures:

@@ -14,9 +14,9 @@ from test_metric_networks import as_open_clip, image_reward_state, lpips_files
 from infinity.errors import UserError
 from infinity.io.rows import ImageRow
 from stepvar_patch.cli import main
-from stepvar_patch.experiments.arms import DrawnArm
 from stepvar_patch.experiments.estimate import Estimate
-from stepvar_patch.experiments.evaluate import Scoring, evaluate
+from stepvar_patch.experiments.evaluate.arms import DrawnArm
+from stepvar_patch.experiments.evaluate.scoring import Scoring, evaluate
 from stepvar_patch.experiments.metrics import image_reward
 from stepvar_patch.experiments.metrics.clip import Clip
 from stepvar_patch.experiments.metrics.inception import Inception

@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from stepvar_patch.experiments.arms import Arm, draw_arms, plain_config
 from stepvar_patch.experiments.benchmarks import LAYOUTS
 from stepvar_patch.experiments.benchmarks.layout import Layout, export, write_prompts
 from stepvar_patch.experiments.estimate import Estimate
-from stepvar_patch.experiments.evaluate import Scoring
+from stepvar_patch.experiments.evaluate.arms import Arm, draw_arms, plain_config
+from stepvar_patch.experiments.evaluate.scoring import Scoring
 from stepvar_patch.experiments.generate import Progress
-from stepvar_patch.experiments.table_schema import TableConfig
+from stepvar_patch.experiments.table.schema import TableConfig
 
 
 def benchmark_estimates(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity.errors import UserError
-from stepvar_patch.experiments.ablate_report import Line, as_cells
+from stepvar_patch.experiments.ablate.report import Line, as_cells
 from stepvar_patch.experiments.report.files import fit
 from stepvar_patch.experiments.report.model import Arm, Profile, Quality, Source, Table, series_of
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from infinity.errors import UserError
 from stepvar_patch.experiments.report.model import SPEEDS, Arm, Bars, Profile, Quality, Speed
-from stepvar_patch.experiments.table_schema import COLUMNS
+from stepvar_patch.experiments.table.schema import COLUMNS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -18,8 +18,8 @@ from stepvar_patch.experiments.report.model import (
     Table,
     series_of,
 )
-from stepvar_patch.experiments.table_report import show
-from stepvar_patch.experiments.table_schema import COLUMNS
+from stepvar_patch.experiments.table.report import show
+from stepvar_patch.experiments.table.schema import COLUMNS
 
 _DENSE = "dense"
 _VAGUE = (_DENSE, "pruned")

@@ -15,7 +15,7 @@ from stepvar_patch.experiments.report import charts
 from stepvar_patch.experiments.report.gallery import gallery
 from stepvar_patch.experiments.report.model import METRICS, SPEEDS, Arm, Bars, Source
 from stepvar_patch.experiments.report.read import read_source
-from stepvar_patch.experiments.table_schema import COLUMNS
+from stepvar_patch.experiments.table.schema import COLUMNS
 
 
 @dataclass(frozen=True, kw_only=True)

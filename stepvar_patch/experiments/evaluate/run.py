@@ -11,11 +11,11 @@ from typing import Any
 from infinity.errors import UserError
 from infinity.io.files import make_folder, write_atomic
 from infinity.io.manifest import read_rows
-from stepvar_patch.experiments.arms import DENSE, Arm, DrawnArm, draw_arms, plain_config
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.estimate import Estimate
-from stepvar_patch.experiments.eval_schema import EvalConfig
-from stepvar_patch.experiments.evaluate import Scoring, evaluate
+from stepvar_patch.experiments.evaluate.arms import DENSE, Arm, DrawnArm, draw_arms, plain_config
+from stepvar_patch.experiments.evaluate.schema import EvalConfig
+from stepvar_patch.experiments.evaluate.scoring import Scoring, evaluate
 from stepvar_patch.experiments.generate import Progress
 from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.plan import resolve_device

@@ -14,9 +14,9 @@ import torch
 from infinity.io.files import make_folder, remove_temporary, write_atomic
 from infinity.io.lock import RunLock
 from infinity.io.ranks import Ranks
-from stepvar_patch.experiments.ablate_draw import Bench
-from stepvar_patch.experiments.ablate_rows import ROWS, Row, append_rows, finished_rows
-from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, expand
+from stepvar_patch.experiments.ablate.draw import Bench
+from stepvar_patch.experiments.ablate.rows import ROWS, Row, append_rows, finished_rows
+from stepvar_patch.experiments.ablate.schema import AblateConfig, Cell, expand
 from stepvar_patch.experiments.bench.environment import machine
 from stepvar_patch.experiments.check import CheckedRun, check, loaded_as
 from stepvar_patch.experiments.dry_run import dry_run

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from infinity.io.files import write_atomic
-from stepvar_patch.experiments.ablate_report import Line
-from stepvar_patch.experiments.ablate_schema import Cell
+from stepvar_patch.experiments.ablate.report import Line
+from stepvar_patch.experiments.ablate.schema import Cell
 
 logger = logging.getLogger(__name__)
 

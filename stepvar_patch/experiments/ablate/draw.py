@@ -6,7 +6,7 @@ from typing import Any
 
 from infinity.errors import named
 from infinity.policy import PruningPolicy
-from stepvar_patch.experiments.ablate_schema import Cell
+from stepvar_patch.experiments.ablate.schema import Cell
 from stepvar_patch.experiments.compare import Drawn, compare, draw_batch
 from stepvar_patch.experiments.maker import settings_of
 from stepvar_patch.experiments.plan import ImageJob

@@ -8,8 +8,8 @@ from pathlib import Path
 from infinity.io.files import write_atomic
 from stepvar_patch.experiments.estimate import NO_DENSE, Estimate
 from stepvar_patch.experiments.maker import versions
-from stepvar_patch.experiments.table import TableResult, TableRow, as_json
-from stepvar_patch.experiments.table_schema import COLUMNS, PublishedRow
+from stepvar_patch.experiments.table.run import TableResult, TableRow, as_json
+from stepvar_patch.experiments.table.schema import COLUMNS, PublishedRow
 from stepvar_patch.experiments.tabulate import latex_table, markdown_table, rows_json
 
 

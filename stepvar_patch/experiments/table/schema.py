@@ -9,7 +9,7 @@ from annotated_types import Ge, Le, MinLen
 from pydantic import ConfigDict
 
 from infinity.errors import UserError
-from stepvar_patch.experiments.ablate_schema import AblateConfig, Cell, Value, Words, expand
+from stepvar_patch.experiments.ablate.schema import AblateConfig, Cell, Value, Words, expand
 from stepvar_patch.experiments.loading import load_config
 from stepvar_patch.experiments.problems import nearest
 from stepvar_patch.experiments.pruning import STRICT

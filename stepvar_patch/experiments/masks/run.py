@@ -26,7 +26,7 @@ from infinity.tokens import KeepSet
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.compare import draw
 from stepvar_patch.experiments.maker import settings_of
-from stepvar_patch.experiments.mask_page import (
+from stepvar_patch.experiments.masks.page import (
     ScalePictures,
     SeenScale,
     write_mask_page,

@@ -13,9 +13,9 @@ import torch
 
 from infinity.errors import UserError
 from infinity.io.files import write_atomic
-from stepvar_patch.experiments.arms import DrawnArm
 from stepvar_patch.experiments.codes import agreement, read_codes
 from stepvar_patch.experiments.estimate import NO_DENSE, Bootstrap, Estimate, as_estimate
+from stepvar_patch.experiments.evaluate.arms import DrawnArm
 from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.metrics.bit_agreement import first_divergence
 from stepvar_patch.experiments.pictures import read_batches

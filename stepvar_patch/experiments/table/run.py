@@ -12,18 +12,18 @@ import torch
 
 from infinity.errors import UserError
 from infinity.io.files import make_folder
-from stepvar_patch.experiments.arms import Arm, draw_arms, plain_config
 from stepvar_patch.experiments.bench.environment import machine
 from stepvar_patch.experiments.benchmarks.columns import benchmark_estimates
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.estimate import Estimate, compact
-from stepvar_patch.experiments.eval_run import real_rows
-from stepvar_patch.experiments.evaluate import Scoring, evaluate
+from stepvar_patch.experiments.evaluate.arms import Arm, draw_arms, plain_config
+from stepvar_patch.experiments.evaluate.run import real_rows
+from stepvar_patch.experiments.evaluate.scoring import Scoring, evaluate
 from stepvar_patch.experiments.generate import Progress
 from stepvar_patch.experiments.plan import resolve_device
 from stepvar_patch.experiments.scorers.embedded import METRICS, reference_note
 from stepvar_patch.experiments.scorers.timing import flop_estimate
-from stepvar_patch.experiments.table_schema import TableConfig, table_cells
+from stepvar_patch.experiments.table.schema import TableConfig, table_cells
 
 logger = logging.getLogger(__name__)
 

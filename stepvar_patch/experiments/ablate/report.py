@@ -9,8 +9,8 @@ from statistics import fmean, median, quantiles, stdev
 from typing import Any
 
 from infinity.io.files import write_atomic
-from stepvar_patch.experiments.ablate import AblationRows
-from stepvar_patch.experiments.ablate_rows import Row
+from stepvar_patch.experiments.ablate.rows import Row
+from stepvar_patch.experiments.ablate.run import AblationRows
 from stepvar_patch.experiments.tabulate import latex_table, markdown_table, rows_json, six_digits
 
 LAST_SCALES = 4

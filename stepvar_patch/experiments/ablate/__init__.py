@@ -1,0 +1,1 @@
+"""Variants of pruning against the dense pictures: one table row per cell."""

@@ -1,0 +1,1 @@
+"""Pictures of several arms, drawn side by side and scored."""

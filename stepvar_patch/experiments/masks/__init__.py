@@ -1,0 +1,1 @@
+"""Which tokens every scale keeps, as a strip and a page."""

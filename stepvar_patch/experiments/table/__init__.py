@@ -1,0 +1,1 @@
+"""The paper's tables: arms as rows, metrics as columns."""
