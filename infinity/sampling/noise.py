@@ -80,7 +80,7 @@ class PerImageNoise:
         )
 
     def exponential(self, si: int, bits: int) -> Float[Tensor, "images bits 2"]:
-        if usable(self.seeds):
+        if usable(self.seeds, "uniform"):
             uniform = philox_uniform(self.seeds, si, 2 * bits)
             return uniform.log_().neg_().unflatten(1, (bits, 2))
         low, high = self.seeds[:, None] & _MASK, self.seeds[:, None] >> 32

@@ -65,7 +65,7 @@ class _HeadNorm(nn.Module):
         C)``.
         """
         scale, shift = self.ada_lin(condition).chunk(2, dim=-1)
-        if usable(x) and condition.shape[1] == 1:
+        if usable(x, "residual_norm") and condition.shape[1] == 1:
             affine, rows = Affine(scale[:, 0], shift[:, 0]), RowsOf(x.shape[1])
             flat = x.float().flatten(0, 1)
             normed = residual_norm(flat, rows, affine, eps=self.eps, dtype=torch.float32)[1]

@@ -16,7 +16,7 @@ def reference(x: Float[Tensor, "total width"], *, gelu: bool) -> Quantised:
 
 def quantise(x: Float[Tensor, "total width"], *, gelu: bool = False) -> Quantised:
     """``x``, or its tanh-approximated GELU, in fp8 with one factor per token."""
-    if not usable(x):
+    if not usable(x, "quantise"):
         return reference(x, gelu=gelu)
     total, width = x.shape
     values, scale = x.new_empty(x.shape, dtype=FP8), x.new_empty(total, dtype=torch.float32)

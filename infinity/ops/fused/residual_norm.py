@@ -117,7 +117,7 @@ def residual_norm(
         out: where the new stream goes, which may be ``x`` itself; None makes a new tensor. Without
             a branch the stream is ``x`` and nothing is written.
     """
-    if not usable(x):
+    if not usable(x, "residual_norm"):
         return reference(x, rows, affine, branch, eps=eps, dtype=dtype, quantise=quantise)
     total, width = x.shape
     stream = x

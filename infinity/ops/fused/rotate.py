@@ -85,7 +85,7 @@ def rotate_and_cache(
         rows: of the tokens.
         slots: in the cache.
     """
-    if not usable(qkv):
+    if not usable(qkv, "rotate"):
         return reference(qkv, scale, phases, rows, slots)
     total, _, heads, dim = qkv.shape
     q = qkv.new_empty(total, heads, dim)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from infinity.errors import UserError
+
 try:
     import triton
 except ImportError:
@@ -16,6 +18,15 @@ except ImportError:
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run on CPU tensors, slowly and for tests only."""
+
+SWITCHES = (
+    "quantise",
+    "residual_norm",
+    "rotate",
+    "text_attention",
+    "uniform",
+)
+"""Kernels by file, each of which ``STEPVAR_KERNELS_OFF`` can replace by its torch form."""
 
 
 @lru_cache
@@ -33,9 +44,32 @@ def why_not(device: torch.device) -> str | None:
     return None
 
 
-def usable(x: Tensor) -> bool:
-    """Whether a kernel may compute something from ``x``: right device, nothing to differentiate."""
-    return not (torch.is_grad_enabled() and x.requires_grad) and why_not(x.device) is None
+@lru_cache
+def switched_off() -> frozenset[str]:
+    """Kernels that ``STEPVAR_KERNELS_OFF`` names, which compute nothing in this process.
+
+    Raises:
+        UserError: it names a kernel that there is not.
+    """
+    names = frozenset(os.environ.get("STEPVAR_KERNELS_OFF", "").replace(",", " ").split())
+    if unknown := sorted(names - set(SWITCHES)):
+        raise UserError(
+            f"STEPVAR_KERNELS_OFF names {', '.join(unknown)}; allowed: {', '.join(SWITCHES)}"
+        )
+    return names
+
+
+def usable(x: Tensor, name: str) -> bool:
+    """Whether a kernel may compute something from ``x``: right device, nothing to differentiate,
+    not switched off.
+
+    Args:
+        x: an input.
+        name: of the kernel, one of :data:`SWITCHES`.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        return False
+    return why_not(x.device) is None and name not in switched_off()
 
 
 def power_of_two(n: int) -> int:

@@ -47,7 +47,7 @@ def text_attention(
         max_seqlen_q: most queries of a row, on the host.
         scale: factor on the scores before the softmax.
     """
-    if not usable(q):
+    if not usable(q, "text_attention"):
         return reference(q, kv, cu_seqlens_q, cu_seqlens_text, scale)
     _, heads, dim = q.shape
     out = torch.empty_like(q)
