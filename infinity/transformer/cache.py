@@ -22,6 +22,7 @@ class LayerCache:
             and NaN · 0 = NaN.
         capacity: entries of a row that keep their content for later scales; entries of ``k`` and
             ``v`` beyond serve the last scale only.
+        known: lengths that this call has on the device already; caches of a call share it.
     """
 
     def __init__(
@@ -29,8 +30,10 @@ class LayerCache:
         k: Float[Tensor, "rows span heads dim"],
         v: Float[Tensor, "rows span heads dim"],
         capacity: int,
+        known: dict[tuple[int, ...], Tensor] | None = None,
     ) -> None:
         self.k, self.v, self.capacity = k, v, capacity
+        self._known = {} if known is None else known
         self.lengths: tuple[int, ...] = (0,) * k.shape[0]
 
     @staticmethod
@@ -78,7 +81,7 @@ class LayerCache:
             k_all, v_all = self._extend_ragged(k, v, tokens, write, max(lengths))
         if write:
             self.lengths = lengths
-        seqused = _on_device(lengths, k.device)
+        seqused = self._on_device(lengths)
         return KeyValues(k_all, v_all, None, seqused, max(lengths), uniform)
 
     def reserve(self, tokens: PackedTokens, write: bool, last: bool) -> tuple[Slots, KeyValues]:
@@ -100,12 +103,17 @@ class LayerCache:
         if not uniform:
             rows = tokens.row_ids()
             inside = torch.arange(len(rows), device=k.device) - tokens.cu_seqlens[rows]
-            ids = _on_device(self.lengths, k.device)[rows] + inside
+            ids = self._on_device(self.lengths)[rows] + inside
         if write:
             self.lengths = lengths
-        seqused = _on_device(lengths, k.device)
+        seqused = self._on_device(lengths)
         slots = Slots(k, v, filled, ids)
         return slots, KeyValues(k, v, None, seqused, max(lengths), uniform)
+
+    def _on_device(self, lengths: tuple[int, ...]) -> Int32[Tensor, " rows"]:
+        if lengths not in self._known:
+            self._known[lengths] = _on_device(lengths, self.k.device)
+        return self._known[lengths]
 
     def _extend_uniform(
         self, k: Tensor, v: Tensor, tokens: PackedTokens, write: bool
@@ -133,7 +141,7 @@ class LayerCache:
             k_all, v_all = k.new_zeros(shape), v.new_zeros(shape)
             k_all[:, :filled], v_all[:, :filled] = self.k[:, :filled], self.v[:, :filled]
         row_ids = tokens.row_ids()
-        filled_rows = _on_device(self.lengths, k.device)
+        filled_rows = self._on_device(self.lengths)
         inside = torch.arange(len(k), device=k.device) - tokens.cu_seqlens[:-1].long()[row_ids]
         slots = filled_rows[row_ids] + inside
         k_all[row_ids, slots] = k
@@ -156,11 +164,10 @@ def stacked_caches(
     span = layers * capacity + tail
     k, v = memory[:, : rows * span].unflatten(1, (rows, span))
     starts = [capacity * (layers - 1 - layer) for layer in range(layers)]
+    known: dict[tuple[int, ...], Tensor] = {}
     return [
-        LayerCache(
-            k[:, start : start + capacity + tail], v[:, start : start + capacity + tail], capacity
-        )
-        for start in starts
+        LayerCache(k[:, start:stop], v[:, start:stop], capacity, known)
+        for start, stop in ((start, start + capacity + tail) for start in starts)
     ]
 
 
