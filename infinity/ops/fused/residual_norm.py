@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
 
-from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+from infinity.ops.fused.support import kernel, power_of_two, triton, usable, warps_of
 
 FP8 = torch.float8_e4m3fn
 FP8_MAX = 448.0
@@ -154,7 +154,7 @@ def residual_norm(
         QUANTISE=quantise,
         TOKENS=together,
         BLOCK=block,
-        num_warps=4 if block <= 2048 else 8,
+        num_warps=warps_of(block),
         # A fused multiply-add would round otherwise than the same steps taken one by one.
         enable_fp_fusion=False,
     )

@@ -77,6 +77,11 @@ def power_of_two(n: int) -> int:
     return 1 << max(n - 1, 0).bit_length()
 
 
+def warps_of(block: int) -> int:
+    """Warps of a program that holds vectors of ``block`` fp32 numbers in registers."""
+    return 4 if block <= 2048 else 8
+
+
 def kernel(function: Callable) -> Any:
     """``function`` as a Triton kernel, whatever run-time type checks were wrapped around it."""
     return triton.jit(inspect.unwrap(function))
