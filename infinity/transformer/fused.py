@@ -25,6 +25,8 @@ from infinity.ops.fused.residual_norm import (
     residual_norm,
 )
 from infinity.ops.fused.rotate import Phases, Slots, rotate_and_cache
+from infinity.ops.fused.small_attention import MOST, small_attention
+from infinity.ops.fused.support import usable
 from infinity.ops.fused.text_attention import text_attention
 from infinity.policy import Branch as BranchName
 from infinity.tokens import PackedTokens
@@ -149,8 +151,8 @@ class FusedBlocks:
         if gate is None:
             return y.float()
         if around.rows.ids is not None:
-            return y.float() * gate[around.rows.ids]
-        return (y.float().unflatten(0, (len(gate), -1)) * gate[:, None]).flatten(0, 1)
+            return y * gate[around.rows.ids]
+        return (y.unflatten(0, (len(gate), -1)) * gate[:, None]).flatten(0, 1)
 
     def _normed(
         self,
@@ -192,6 +194,15 @@ class FusedBlocks:
         if branch == "self_attention":
             qkv = layer.qkv(h).unflatten(-1, (3, layer.heads, layer.head_dim))
             slots, seen = around.reserve(index)
+            per_row = around.rows.per_row
+            if (
+                seen.uniform
+                and around.rows.ids is None
+                and per_row <= MOST
+                and usable(qkv, "small_attention")
+            ):
+                out = small_attention(qkv, layer.head_scales, around.phases, per_row, slots)
+                return layer.proj(out.flatten(1))
             q = rotate_and_cache(qkv, layer.head_scales, around.phases, around.rows, slots)
             out = around.attend(q, seen).flatten(1)
             return layer.proj(quantise(out) if isinstance(h, Quantised) else out)

@@ -18,6 +18,7 @@ from infinity.ops.fused import (
     quantise,
     residual_norm,
     rotate,
+    small_attention,
     support,
     text_attention,
     uniform,
@@ -152,6 +153,30 @@ def test_rotate_and_cache(device: str, counts: tuple[int, ...], heads: int, dim:
     for fast, exact in zip(*results, strict=True):
         close(fast, exact, LIMIT[dtype])
     assert torch.equal(results[0][1] == 0, results[1][1] == 0)
+
+
+@devices
+@pytest.mark.parametrize(("per_row", "start"), [(1, 0), (4, 5), (16, 70), (13, 3)])
+@pytest.mark.parametrize(("heads", "dim"), [(2, 32), (3, 24)])
+def test_small_attention(device: str, per_row: int, start: int, heads: int, dim: int) -> None:
+    dtype, rows = DTYPE[device], 2
+    qkv = draw(rows * per_row, 3, heads, dim, device=device, dtype=dtype)
+    scale = draw(heads, device=device).exp()
+    angles = draw(200, dim // 2, device=device)
+    places = torch.randperm(90)[:per_row].repeat(rows).to(device)
+    phases = Phases(angles.cos(), angles.sin(), places, 10)
+    before = draw(2, rows, 150, heads, dim, device=device, dtype=dtype)
+    results = []
+    for function in (small_attention.small_attention, small_attention.reference):
+        memory = before.clone()
+        slots = Slots(memory[0], memory[1], start)
+        results.append((function(qkv, scale, phases, per_row, slots), memory))
+    for fast, exact in zip(*results, strict=True):
+        close(fast, exact, 2 * LIMIT[dtype])
+    new = slice(start, start + per_row)
+    for _, memory in results:
+        memory[:, :, new] = before[:, :, new]
+        assert torch.equal(memory, before)
 
 
 @devices

@@ -23,6 +23,7 @@ SWITCHES = (
     "quantise",
     "residual_norm",
     "rotate",
+    "small_attention",
     "text_attention",
     "uniform",
 )
