@@ -180,8 +180,8 @@ def _embed(call: CallState, latent: Tensor, si: int, latent_grids: tuple[Grid, .
     model = call.model
     if si == 0:
         return model.embed_start(call.active(call.text.sos))
-    x = model.embed_tokens(next_scale_input(latent, latent_grids[si], model.config.patchify), si)
-    return x.repeat(2, 1, 1) if call.rows == "both" else x
+    inputs = next_scale_input(latent, latent_grids[si], model.config.patchify)
+    return model.embed_tokens(inputs, si, copies=2 if call.rows == "both" else 1)
 
 
 def _logits(

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from infinity.config import TransformerConfig
 from infinity.ops.fused import usable
+from infinity.ops.fused.embed import with_level
 from infinity.ops.fused.residual_norm import Affine, RowsOf, residual_norm
 from infinity.text.base import TextFeatures
 from infinity.transformer.block import FFN, Block, CrossAttention, SelfAttention, linear
@@ -174,11 +175,12 @@ class InfinityTransformer(nn.Module):
         return sos.float()[:, None] + self.pos_start + self.lvl_embed.weight[0]
 
     def embed_tokens(
-        self, inputs: Float[Tensor, "b n bits"], si: int
-    ) -> Float[Tensor, "b n width"]:
-        """Input of scale ``si`` ≥ 1 from resampled latents, with its level embedding; fp32."""
-        x = linear(self.word_embed, inputs)
-        return (x + self.lvl_embed.weight[si].to(x.dtype)).float()
+        self, inputs: Float[Tensor, "b n bits"], si: int, copies: int = 1
+    ) -> Float[Tensor, "rb n width"]:
+        """Input of scale ``si`` ≥ 1 from resampled latents, with its level embedding, ``copies``
+        times one after the other; fp32.
+        """
+        return with_level(linear(self.word_embed, inputs), self.lvl_embed.weight[si], copies)
 
     def logits(
         self, x: Float[Tensor, "r m width"], condition: Float[Tensor, "r m2 width"]

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from infinity.errors import UserError
 from infinity.ops.fused import (
+    embed,
     group_norm,
     quantise,
     residual_norm,
@@ -230,6 +231,13 @@ def test_decoder_kernels(device: str, h: int, w: int, channels: int, groups: int
     maps = total.view(2, h, w, channels).permute(0, 3, 1, 2)
     wanted = torch.nn.functional.interpolate(maps.float(), scale_factor=2.0, mode="nearest")
     assert torch.equal(big.view(2, 2 * h, 2 * w, channels).permute(0, 3, 1, 2).float(), wanted)
+
+
+@devices
+@pytest.mark.parametrize("copies", [1, 2])
+def test_with_level(device: str, copies: int) -> None:
+    x, level = draw(2, 5, 130, device=device, dtype=DTYPE[device]), draw(130, device=device)
+    assert torch.equal(embed.with_level(x, level, copies), embed.reference(x, level, copies))
 
 
 def test_where_kernels_run_is_said_in_words() -> None:
