@@ -199,12 +199,13 @@ def _logits(
     listening = "logits" in policy.events
     if out.rows == "both" and not combine and not (listening and settings.guidance.logits):
         tokens = tokens.slice_rows(0, images)
-    condition = call.active(call.text.sos)[: tokens.rows]
+    modulation = call.head_modulation(tokens.rows)
     if tokens.uniform:
         x = tokens.x.unflatten(0, (tokens.rows, tokens.max_seqlen))
-        logits = call.model.logits(x, condition[:, None]).flatten(0, 1)
+        logits = call.model.modulated_logits(x, modulation[:, None]).flatten(0, 1)
     else:
-        logits = call.model.logits(tokens.x[None], condition[tokens.row_ids()][None])[0]
+        spread = modulation[tokens.row_ids()]
+        logits = call.model.modulated_logits(tokens.x[None], spread[None])[0]
     if listening:
         halves = (logits, None) if tokens.rows == images else logits.chunk(2)
         policy.after("logits", si, -1, None, halves)

@@ -9,6 +9,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from infinity.ops.attention import KeyValues
@@ -87,6 +88,7 @@ class CallState:
         if fused is not None:
             self.caches = self._stacked(fused, capacity, memory or self._allocate)
             self.fused_text = fused.text(text)
+            self._fused_head = model.head_modulation(text.sos)
             return
         dtype = self.blocks[0].sa.mat_qkv.weight.dtype
         heads, head_dim = model.config.heads, model.config.head_dim
@@ -147,6 +149,12 @@ class CallState:
             return per_row
         start = self.images if self.rows == "uncond" else 0
         return per_row[start : start + self.images]
+
+    def head_modulation(self, rows: int) -> Float[Tensor, "rows width2"]:
+        """Scale and shift of the head's norm for the first of the rows that still run."""
+        if self.fused is not None:
+            return self.active(self._fused_head)[:rows]
+        return self.model.head_modulation(self.active(self.text.sos)[:rows])
 
     def layout(self, si: int, tokens: PackedTokens, *, pruned: bool = False) -> TokenLayout:
         """``tokens`` of scale ``si`` with what blocks read of their layout."""

@@ -61,12 +61,12 @@ class _HeadNorm(nn.Module):
         self.eps = eps
         self.ada_lin = nn.Sequential(nn.SiLU(), nn.Linear(width, 2 * width))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
-        """``x (R, M, C)`` normalised and modulated by ``condition``, broadcastable to ``(R, M,
-        C)``.
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """``x (R, M, C)`` normalised and modulated by scale and shift ``(…, 2C)``, broadcastable
+        to ``(R, M, 2C)``.
         """
-        scale, shift = self.ada_lin(condition).chunk(2, dim=-1)
-        if usable(x, "residual_norm") and condition.shape[1] == 1:
+        scale, shift = modulation.chunk(2, dim=-1)
+        if usable(x, "residual_norm") and modulation.shape[1] == 1:
             affine, rows = Affine(scale[:, 0], shift[:, 0]), RowsOf(x.shape[1])
             flat = x.float().flatten(0, 1)
             normed = residual_norm(flat, rows, affine, eps=self.eps, dtype=torch.float32)[1]
@@ -186,6 +186,16 @@ class InfinityTransformer(nn.Module):
         self, x: Float[Tensor, "r m width"], condition: Float[Tensor, "r m2 width"]
     ) -> Float[Tensor, "r m bits 2"]:
         """Bit logits in fp32; the last axis is (value 0, value 1)."""
+        return self.modulated_logits(x, self.head_modulation(condition))
+
+    def head_modulation(self, condition: Float[Tensor, "*r width"]) -> Float[Tensor, "*r width2"]:
+        """Scale and shift of the head's norm, side by side."""
+        with torch.autocast(condition.device.type, enabled=False):
+            return self.head_nm.ada_lin(condition.float())
+
+    def modulated_logits(
+        self, x: Float[Tensor, "r m width"], modulation: Float[Tensor, "r m2 width2"]
+    ) -> Float[Tensor, "r m bits 2"]:
+        """:meth:`logits`, whose modulation is known."""
         with torch.autocast(x.device.type, enabled=False):
-            h = self.head_nm(x.float(), condition.float())
-            return self.head(h).unflatten(-1, (-1, 2))
+            return self.head(self.head_nm(x.float(), modulation)).unflatten(-1, (-1, 2))
