@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from infinity.policy import PolicyRequest, PolicyRun, PruningPolicy, ScalePlan, ScaleView
-from infinity.sampling.bits import sample_bits, truncate
+from infinity.sampling.bits import Draw, draw_bits
 from infinity.sampling.echo import GuidanceEcho
 from infinity.sampling.noise import NoiseSource
 from infinity.sampling.settings import SamplingSettings
@@ -25,7 +25,6 @@ from infinity.tokenizer.quantizer import (
 from infinity.tokens import pack
 from infinity.transformer.call_state import CacheMemory, CallState
 from infinity.transformer.fused import FusedBlocks
-from infinity.transformer.guidance import guide
 from infinity.transformer.model import InfinityTransformer, TextConditioning
 from infinity.transformer.stack import BlockStack, StackOutput
 
@@ -149,9 +148,11 @@ def generate_latents(
                 echo.hear(out.tokens, grid)
             elif plan.guidance_echo:
                 out = replace(out, tokens=echo.added(out.tokens, grid, plan.guidance_echo))
-            logits = _logits(call, out, settings, scale, settings.temperature[si], run, si)
+            raw = _logits(call, out, settings, scale, run, si)
             timer.mark("head", si)
-            bits = _sample(logits, draws, plan, settings, grid, images)
+            guided = scale if _combines(out, settings, scale) else None
+            how = Draw(settings.temperature[si], guided, settings.top_k, settings.top_p)
+            bits, logits = _sample(raw, draws, how, plan, grid)
             timer.mark("sampling", si)
             gain = gain_of(gains, si)
             if si < len(forced_bits):
@@ -189,51 +190,46 @@ def _logits(
     out: StackOutput,
     settings: SamplingSettings,
     scale: float,
-    temperature: float,
     policy: PolicyRun,
     si: int,
-) -> Tensor:
-    """``(T, D, 2)`` logits of the picture's tokens, after temperature and guidance."""
-    tokens, images = out.tokens, call.images
-    combine = settings.guidance.logits and scale != 1 and out.rows == "both"
+) -> Float[Tensor, "t d 2"]:
+    """Logits as the head gives them: of all rows that are to be combined or that someone listens
+    to, else of the picture's.
+    """
+    tokens, images, model = out.tokens, call.images, call.model
     listening = "logits" in policy.events
-    if out.rows == "both" and not combine and not (listening and settings.guidance.logits):
+    heard = listening and settings.guidance.logits
+    if out.rows == "both" and not heard and not _combines(out, settings, scale):
         tokens = tokens.slice_rows(0, images)
     modulation = call.head_modulation(tokens.rows)
     if tokens.uniform:
         x = tokens.x.unflatten(0, (tokens.rows, tokens.max_seqlen))
-        logits = call.model.modulated_logits(x, modulation[:, None]).flatten(0, 1)
+        logits = model.modulated_logits(x, modulation[:, None]).flatten(0, 1)
     else:
         spread = modulation[tokens.row_ids()]
-        logits = call.model.modulated_logits(tokens.x[None], spread[None])[0]
+        logits = model.modulated_logits(tokens.x[None], spread[None])[0]
     if listening:
         halves = (logits, None) if tokens.rows == images else logits.chunk(2)
         policy.after("logits", si, -1, None, halves)
-    logits = logits.mul(1 / temperature)
-    if tokens.rows == images:
-        return logits
-    cond, uncond = logits.chunk(2)
-    return guide(cond, uncond, scale) if combine else cond
+    return logits
+
+
+def _combines(out: StackOutput, settings: SamplingSettings, scale: float) -> bool:
+    """Whether the halves are combined in the logits."""
+    return settings.guidance.logits and scale != 1 and out.rows == "both"
 
 
 def _sample(
-    logits: Tensor,
-    draws: Tensor,
-    plan: ScalePlan,
-    settings: SamplingSettings,
-    grid: Grid,
-    images: int,
-) -> Int64[Tensor, "..."]:
-    """Bits: dense ``(B, L, D)``, or ``(T, D)`` of the kept tokens when the plan restores codes.
+    raw: Float[Tensor, "rows d 2"], draws: Tensor, how: Draw, plan: ScalePlan, grid: Grid
+) -> tuple[Int64[Tensor, "..."], Float[Tensor, "t d 2"]]:
+    """Bits, dense ``(B, L, D)``, or ``(T, D)`` of the kept tokens when the plan restores codes; and
+    the logits after temperature and guidance.
 
     Every position has its own draws, taken whether or not it is computed.
     """
-    total, width = logits.shape[0], logits.shape[1]
-    positions = grid[0] * grid[1]
-    logits = truncate(logits, settings.top_k, settings.top_p)
+    images, width, positions = len(draws), raw.shape[1], grid[0] * grid[1]
     if plan.restore_codes is not None and plan.keep is not None:
         kept = pack(draws.view(images, positions, 2 * width), plan.keep)
-        chosen = kept.x.view(1, total * width, 2)
-        return sample_bits(logits.view(1, -1, 2), chosen).view(total, width)
-    flat = logits.view(images, positions * width, 2)
-    return sample_bits(flat, draws).view(images, positions, width)
+        return draw_bits(raw, kept.x.view(1, -1, 2), how)
+    bits, logits = draw_bits(raw, draws, how)
+    return bits.view(images, positions, width), logits

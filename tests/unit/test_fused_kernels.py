@@ -19,6 +19,7 @@ from infinity.ops.fused import (
     quantise,
     residual_norm,
     rotate,
+    sample,
     small_attention,
     support,
     text_attention,
@@ -26,6 +27,7 @@ from infinity.ops.fused import (
 )
 from infinity.ops.fused.residual_norm import Affine, Branch, RowsOf
 from infinity.ops.fused.rotate import Phases, Slots
+from infinity.sampling import bits
 from infinity.sampling.noise import philox_4x32
 
 CPU = pytest.param(
@@ -231,6 +233,34 @@ def test_decoder_kernels(device: str, h: int, w: int, channels: int, groups: int
     maps = total.view(2, h, w, channels).permute(0, 3, 1, 2)
     wanted = torch.nn.functional.interpolate(maps.float(), scale_factor=2.0, mode="nearest")
     assert torch.equal(big.view(2, 2 * h, 2 * w, channels).permute(0, 3, 1, 2).float(), wanted)
+
+
+@devices
+@pytest.mark.parametrize("guidance", [None, 3.0])
+@pytest.mark.parametrize(("top_k", "top_p"), [(0, 0.97), (1, 0.0), (900, 0.5), (0, 0.0), (2, 1.0)])
+def test_draw_bits(
+    device: str,
+    guidance: float | None,
+    top_k: int,
+    top_p: float,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    logits = 3 * draw(24, 5, 2, device=device)
+    logits[0] = 1.0
+    draws = -torch.rand(2, 30, 2, generator=torch.Generator().manual_seed(0)).to(device).log()
+    how = bits.Draw(0.7, guidance, top_k, top_p)
+    drawn, guided = bits.draw_bits(logits, draws, how)
+    monkeypatch.setattr(bits, "usable", lambda *_: False)
+    exact, wanted = bits.draw_bits(logits, draws, how)
+    assert torch.equal(drawn, exact)
+    assert torch.equal(guided, wanted)
+
+
+@pytest.mark.parametrize("x", [0.1, 0.03, 0.5, 1 - 0.97, 0.0, 1.0])
+def test_a_bound_in_fp32_parts_fp32_numbers_as_the_exact_one_does(x: float) -> None:
+    bound = torch.tensor(sample._rounded_down(x))
+    assert bound.double() <= x
+    assert torch.nextafter(bound, torch.tensor(2.0)).double() > x
 
 
 @devices

@@ -24,6 +24,7 @@ SWITCHES = (
     "quantise",
     "residual_norm",
     "rotate",
+    "sample",
     "small_attention",
     "text_attention",
     "uniform",
