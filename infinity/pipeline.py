@@ -294,7 +294,7 @@ class InfinityPipeline:
         if settings.guided:
             rows = self.transformer.with_unconditional(rows, negative)
         return self.current_engine().latents(
-            self.transformer.condition(rows),
+            rows,
             schedule,
             settings,
             noise,

@@ -2,12 +2,13 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from infinity.config import EngineMode
-from infinity.engine.graphs import CallKey, KeptMemory, Recording
+from infinity.engine.graphs import CallKey, KeptMemory, Prompts, Recording
 from infinity.errors import UserError
 from infinity.ops.fused import why_not
 from infinity.policy import PruningPolicy
@@ -15,6 +16,7 @@ from infinity.sampling.loop import ScaleEnd, generate_latents
 from infinity.sampling.noise import NoiseSource, PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
+from infinity.text.base import TextFeatures
 from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokenizer.autoencoder import Decoder
 from infinity.tokenizer.fused import FusedDecoder
@@ -84,7 +86,7 @@ class Engine:
     @torch.inference_mode()
     def latents(
         self,
-        text: TextConditioning,
+        text: TextFeatures,
         schedule: ScaleSchedule,
         settings: SamplingSettings,
         noise: NoiseSource,
@@ -101,18 +103,23 @@ class Engine:
         """Summed codes; arguments as of :func:`~infinity.sampling.loop.generate_latents`.
 
         Calls with ``forced_bits`` are never recorded.
+
+        Args:
+            text: features of all rows, conditional half first.
         """
 
         def generate(
-            text: TextConditioning,
+            prompts: Prompts | None,
             noise: NoiseSource,
             around: Callable | None,
             on_scale_end: Callable[[ScaleEnd], None] | None,
         ) -> Tensor:
             extra = {} if around is None else {"around": around}
+            with nullcontext() if around is None else around(-2):
+                conditioning = self._conditioning(text, prompts)
             return generate_latents(
                 self.model,
-                text,
+                conditioning,
                 schedule,
                 settings,
                 noise,
@@ -133,13 +140,32 @@ class Engine:
         if self.mode == "graphs" and replayable and not forced_bits:
             assert isinstance(noise, PerImageNoise)
             listening = on_scale_end is not None
-            rows = len(text.lengths)
-            room = text_room(len(text.context), rows)
-            key = CallKey(policy, schedule, settings, images, rows, room, attention, listening)
+            rows = len(text)
+            room, longest = text_room(len(text.rows), rows), text_room(max(text.lengths), 1)
+            key = CallKey(
+                policy=policy,
+                schedule=schedule,
+                settings=settings,
+                images=images,
+                rows=rows,
+                room=room,
+                longest=longest,
+                attention=attention,
+                listening=listening,
+            )
             recording = self._recording(key, generate, text, noise)
             if recording is not None:
                 return recording(text, noise, on_scale_end, timer)
-        return generate(text, noise, None, on_scale_end)
+        prompts = None if self.mode == "plain" else Prompts.of(text, self.model.device)
+        return generate(prompts, noise, None, on_scale_end)
+
+    def _conditioning(self, text: TextFeatures, prompts: Prompts | None) -> TextConditioning:
+        """What the blocks read of ``text``; recorded and eager calls compute it alike."""
+        if prompts is None:
+            return self.model.condition(text)
+        return self.model.condition_rows(
+            prompts.rows, prompts.cu_seqlens, prompts.lengths, prompts.longest
+        )
 
     def decoder(self, decoder: torch.nn.Module, dtype: torch.dtype) -> FusedDecoder | None:
         """``decoder`` in fused form; None where it must run as it reads."""
@@ -150,7 +176,7 @@ class Engine:
         return self._decoder[1]
 
     def _recording(
-        self, key: CallKey, generate: Callable, text: TextConditioning, noise: PerImageNoise
+        self, key: CallKey, generate: Callable, text: TextFeatures, noise: PerImageNoise
     ) -> Recording | None:
         """The recording of calls like ``key``: made when one comes for the second time."""
         for index, (known, recording) in enumerate(self._recordings):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 from infinity.policy import PruningPolicy
@@ -20,9 +21,9 @@ from infinity.sampling.loop import Around, ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
+from infinity.text.base import TextFeatures
 from infinity.timing import StageTimer
 from infinity.transformer.fused import text_room
-from infinity.transformer.model import TextConditioning
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,48 @@ class CallKey:
     images: int
     rows: int
     room: int
+    longest: int
     attention: str
     listening: bool
 
 
+@dataclass(frozen=True)
+class Prompts:
+    """Features of all rows of a call in memory of a rounded size, on the device.
+
+    Prompts of similar length then share shapes, and with them recordings and roundings.
+
+    Attributes:
+        rows: ``(room, width)``; those past the last boundary stand for nothing.
+        cu_seqlens: row boundaries.
+        lengths: rows per prompt, of the first call.
+        longest: no prompt of calls that share the memory is longer.
+    """
+
+    rows: Float[Tensor, "room width"]
+    cu_seqlens: Int32[Tensor, " b1"]
+    lengths: tuple[int, ...]
+    longest: int
+
+    @staticmethod
+    def of(text: TextFeatures, device: torch.device) -> "Prompts":
+        """``text`` in memory of its own."""
+        room = text_room(len(text.rows), len(text))
+        rows = torch.zeros(room, text.rows.shape[1], device=device)
+        rows[: len(text.rows)].copy_(text.rows)
+        longest = text_room(max(text.lengths), 1)
+        return Prompts(rows, text.boundaries().to(device), text.lengths, longest)
+
+    def replace(self, text: TextFeatures) -> None:
+        """Puts other prompts of similar length into the memory."""
+        self.rows[: len(text.rows)].copy_(text.rows)
+        self.cu_seqlens.copy_(text.boundaries())
+
+
 Generate = Callable[
-    [TextConditioning, PerImageNoise, Around, Callable[[ScaleEnd], None] | None], Tensor
+    [Prompts, PerImageNoise, Around | None, Callable[[ScaleEnd], None] | None], Tensor
 ]
-"""``(text, noise, around, on_scale_end) → latent``: a call with everything else fixed."""
+"""``(prompts, noise, around, on_scale_end) → latent``: a call with everything else fixed."""
 
 
 class Recording:
@@ -59,22 +94,14 @@ class Recording:
     def __init__(
         self,
         generate: Generate,
-        text: TextConditioning,
+        text: TextFeatures,
         noise: PerImageNoise,
         *,
         listening: bool,
         pool: tuple[int, int],
         stream: torch.cuda.Stream,
     ) -> None:
-        room = text_room(len(text.context), len(text.lengths))
-        context = text.context.new_zeros((room, text.context.shape[1]))
-        self._text = replace(
-            text,
-            sos=text.sos.clone(),
-            shared=text.shared.clone(),
-            cu_seqlens=text.cu_seqlens.clone(),
-            context=context,
-        )
+        self._prompts = Prompts.of(text, noise.seeds.device)
         self._noise = copy.copy(noise)
         self._noise.seeds = noise.seeds.clone()
         self._graphs: list[tuple[int, torch.cuda.CUDAGraph]] = []
@@ -98,28 +125,23 @@ class Recording:
 
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            self._latent = generate(self._text, self._noise, around, keep if listening else None)
+            heard = keep if listening else None
+            self._latent = generate(self._prompts, self._noise, around, heard)
         torch.cuda.current_stream().wait_stream(stream)
 
     def __call__(
         self,
-        text: TextConditioning,
+        text: TextFeatures,
         noise: PerImageNoise,
         on_scale_end: Callable[[ScaleEnd], None] | None,
         timer: StageTimer,
     ) -> Tensor:
         """The latent of other prompts and seeds."""
-        self._text.sos.copy_(text.sos)
-        self._text.shared.copy_(text.shared)
-        self._text.cu_seqlens.copy_(text.cu_seqlens)
-        self._text.context[: len(text.context)].copy_(text.context)
+        self._prompts.replace(text)
         self._noise.seeds.copy_(noise.seeds)
         for si, graph in self._graphs:
             graph.replay()
-            if si < 0:
-                timer.mark("conditioning")
-                continue
-            timer.mark("scales", si)
+            timer.mark("conditioning" if si < 0 else "scales", si if si >= 0 else None)
             if on_scale_end is not None and si in self._ends:
                 end = self._ends[si]
                 parts = ("logits", "bits", "codes", "latent")

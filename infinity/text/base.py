@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int32
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,11 @@ class TextFeatures:
 
     def split(self) -> list[Float[Tensor, "_ width"]]:
         return list(self.rows.split(list(self.lengths)))
+
+    def boundaries(self) -> Int32[Tensor, " b1"]:
+        """Row boundaries of the prompts, starting at 0, on the host."""
+        lengths = torch.tensor((0, *self.lengths), dtype=torch.int32)
+        return lengths.cumsum(0, dtype=torch.int32)
 
     @staticmethod
     def stack(parts: Sequence[Float[Tensor, "_ width"]]) -> "TextFeatures":

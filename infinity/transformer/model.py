@@ -154,17 +154,31 @@ class InfinityTransformer(nn.Module):
 
     def condition(self, text: TextFeatures) -> TextConditioning:
         """Everything derived from text, computed once per call (spec §4.4)."""
-        device = self.device
-        lengths = torch.tensor((0, *text.lengths), dtype=torch.int32)
-        cu_seqlens = lengths.cumsum(0, dtype=torch.int32).to(device)
-        max_seqlen = max(text.lengths)
-        rows = self.text_norm(text.rows.to(device))
+        rows, boundaries = text.rows.to(self.device), text.boundaries().to(self.device)
+        return self.condition_rows(rows, boundaries, text.lengths, max(text.lengths))
+
+    def condition_rows(
+        self,
+        rows: Float[Tensor, "room text_width"],
+        cu_seqlens: Int32[Tensor, " b1"],
+        lengths: tuple[int, ...],
+        max_seqlen: int,
+    ) -> TextConditioning:
+        """As :meth:`condition`, of features on the device whose boundaries only it need know.
+
+        Args:
+            rows: features; those past the last boundary stand for nothing.
+            cu_seqlens: row boundaries of the prompts.
+            lengths: kept for the host; one per prompt.
+            max_seqlen: no prompt is longer.
+        """
+        rows = self.text_norm(rows)
         sos = self.text_proj_for_sos(rows, cu_seqlens, max_seqlen)
         first, act, second = self.text_proj_for_ca
         context = second(act(linear(first, rows)))
         sos = sos.float()
         shared = self.shared_modulation(sos)
-        return TextConditioning(sos, context, cu_seqlens, max_seqlen, shared, text.lengths)
+        return TextConditioning(sos, context, cu_seqlens, max_seqlen, shared, lengths)
 
     def shared_modulation(self, sos: Float[Tensor, "b width"]) -> Float[Tensor, "b 6 width"]:
         with torch.autocast(sos.device.type, enabled=False):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from infinity.engine import Engine
+from infinity.engine.graphs import Prompts
 from infinity.errors import UserError
 from infinity.policy import DensePolicy, PruningPolicy
 from infinity.sampling.loop import ScaleEnd
@@ -67,13 +68,32 @@ def test_prompts_of_similar_length_share_a_recording() -> None:
     assert [text_room(n, 2) for n in (4, 63, 128, 129)] == [128, 128, 128, 256]
 
 
+def test_prompts_in_rounded_memory_condition_the_blocks_alike() -> None:
+    model = toy_model()
+    first, second = toy_text(model, (3, 70, 5)), toy_text(model, (80, 2, 1), seed=9)
+    prompts = Prompts.of(first, torch.device("cpu"))
+    assert (len(prompts.rows), prompts.longest) == (192, 128)
+    for text in (first, second, first):
+        prompts.replace(text)
+        total = len(text.rows)
+        prompts.rows[total:] = 1e4
+        exact = model.condition(text)
+        rounded = model.condition_rows(
+            prompts.rows, prompts.cu_seqlens, prompts.lengths, prompts.longest
+        )
+        torch.testing.assert_close(rounded.sos, exact.sos)
+        torch.testing.assert_close(rounded.shared, exact.shared)
+        torch.testing.assert_close(rounded.context[:total], exact.context)
+        assert torch.equal(rounded.cu_seqlens, exact.cu_seqlens)
+
+
 def call(
     engine: Engine, seeds: tuple[int, ...], policy: PruningPolicy, ends: list[ScaleEnd] | None
 ) -> Tensor:
     model, schedule = engine.model, scale_schedule(1.0, "0.06M")
     text = model.with_unconditional(toy_text(model, (3, 5), seed=seeds[0]))
     return engine.latents(
-        model.condition(text),
+        text,
         schedule,
         toy_settings(schedule),
         PerImageNoise(seeds, model.device),

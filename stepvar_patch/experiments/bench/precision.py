@@ -299,7 +299,7 @@ def _follow(
     if settings.guided:
         text = transformer.with_unconditional(text)
     pipeline.current_engine().latents(
-        transformer.condition(text),
+        text,
         schedule,
         settings,
         PerImageNoise(seeds, pipeline.device),
