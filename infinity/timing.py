@@ -56,11 +56,14 @@ class StageClock(StageTimer):
 
     Args:
         device: where the call runs.
+        inside: ask for graphs that hold marks, so that stages inside them are told apart. Calls
+            timed so wait for the device, and are recorded on their own.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._marks: list[tuple[Stage, int | None]] = []
+    def __init__(self, device: torch.device, *, inside: bool = False) -> None:
+        self._device, self.inside = device, inside
+        self._marks: list[tuple[Stage, int | None] | None] = []
+        self._adopted: list[dict[tuple[Stage, int | None], float]] = []
         self._times: list[float] = []
         self._events: list[torch.cuda.Event] = []
         self._now()
@@ -71,11 +74,21 @@ class StageClock(StageTimer):
         self._marks.append((stage, scale))
         self._now()
 
+    def adopt(self, spent: dict[tuple[Stage, int | None], float]) -> None:
+        """What has happened since the mark before took these times."""
+        self._adopted.append(spent)
+        self._marks.append(None)
+        self._now()
+
     def milliseconds(self) -> dict[tuple[Stage, int | None], float]:
         """Time per stage and scale, in the order of their first marks; waits for the device."""
         spent: dict[tuple[Stage, int | None], float] = {}
         for mark, ms in zip(self._marks, self._intervals(), strict=True):
-            spent[mark] = spent.get(mark, 0.0) + ms
+            if mark is not None:
+                spent[mark] = spent.get(mark, 0.0) + ms
+        for adopted in self._adopted:
+            for mark, ms in adopted.items():
+                spent[mark] = spent.get(mark, 0.0) + ms
         return spent
 
     def _now(self) -> None:
@@ -91,3 +104,36 @@ class StageClock(StageTimer):
             self._events[-1].synchronize()
             return [first.elapsed_time(second) for first, second in pairwise(self._events)]
         return [1e3 * (second - first) for first, second in pairwise(self._times)]
+
+
+class RecordedClock(StageTimer):
+    """Marks inside CUDA graphs, whose times every replay takes anew.
+
+    Args:
+        device: where the graphs run.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._marks: list[tuple[Stage, int | None]] = []
+        self._events: list[torch.cuda.Event] = [torch.cuda.Event(enable_timing=True)]
+
+    def mark(self, stage: Stage, scale: int | None = None) -> None:
+        """Becomes part of the graph that is being captured; does nothing outside."""
+        if torch.cuda.is_current_stream_capturing():
+            event = torch.cuda.Event(enable_timing=True, external=True)
+            event.record(torch.cuda.current_stream(self._device))
+            self._marks.append((stage, scale))
+            self._events.append(event)
+
+    def start(self) -> None:
+        """A replay begins."""
+        self._events[0].record(torch.cuda.current_stream(self._device))
+
+    def milliseconds(self) -> dict[tuple[Stage, int | None], float]:
+        """Time per stage and scale of the last replay; waits for the device."""
+        torch.cuda.synchronize(self._device)
+        spent: dict[tuple[Stage, int | None], float] = {}
+        for mark, (first, second) in zip(self._marks, pairwise(self._events), strict=True):
+            spent[mark] = spent.get(mark, 0.0) + first.elapsed_time(second)
+        return spent

@@ -17,7 +17,7 @@ from infinity.sampling.noise import NoiseSource, PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
 from infinity.text.base import TextFeatures
-from infinity.timing import NO_TIMER, StageTimer
+from infinity.timing import NO_TIMER, StageClock, StageTimer
 from infinity.tokenizer.autoencoder import Decoder
 from infinity.tokenizer.fused import FusedDecoder
 from infinity.transformer.fused import FusedBlocks, text_room
@@ -113,6 +113,7 @@ class Engine:
             noise: NoiseSource,
             around: Callable | None,
             on_scale_end: Callable[[ScaleEnd], None] | None,
+            timer: StageTimer,
         ) -> Tensor:
             extra = {} if around is None else {"around": around}
             with nullcontext() if around is None else around(-2):
@@ -142,6 +143,7 @@ class Engine:
             listening = on_scale_end is not None
             rows = len(text)
             room, longest = text_room(len(text.rows), rows), text_room(max(text.lengths), 1)
+            staged = isinstance(timer, StageClock) and timer.inside
             key = CallKey(
                 policy=policy,
                 schedule=schedule,
@@ -152,12 +154,13 @@ class Engine:
                 longest=longest,
                 attention=attention,
                 listening=listening,
+                staged=staged,
             )
-            recording = self._recording(key, generate, text, noise)
+            recording = self._recording(key, generate, text, noise, timer)
             if recording is not None:
                 return recording(text, noise, on_scale_end, timer)
         prompts = None if self.mode == "plain" else Prompts.of(text, self.model.device)
-        return generate(prompts, noise, None, on_scale_end)
+        return generate(prompts, noise, None, on_scale_end, timer)
 
     def _conditioning(self, text: TextFeatures, prompts: Prompts | None) -> TextConditioning:
         """What the blocks read of ``text``; recorded and eager calls compute it alike."""
@@ -176,7 +179,12 @@ class Engine:
         return self._decoder[1]
 
     def _recording(
-        self, key: CallKey, generate: Callable, text: TextFeatures, noise: PerImageNoise
+        self,
+        key: CallKey,
+        generate: Callable,
+        text: TextFeatures,
+        noise: PerImageNoise,
+        timer: StageTimer,
     ) -> Recording | None:
         """The recording of calls like ``key``: made when one comes for the second time."""
         for index, (known, recording) in enumerate(self._recordings):
@@ -198,6 +206,7 @@ class Engine:
                 generate,
                 text,
                 noise,
+                timer,
                 listening=key.listening,
                 pool=self._pool,
                 stream=self._stream,

@@ -22,7 +22,7 @@ from infinity.sampling.noise import PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
 from infinity.text.base import TextFeatures
-from infinity.timing import StageTimer
+from infinity.timing import RecordedClock, StageClock, StageTimer
 from infinity.transformer.fused import text_room
 
 
@@ -39,6 +39,7 @@ class CallKey:
     longest: int
     attention: str
     listening: bool
+    staged: bool
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,9 @@ class Prompts:
 
 
 Generate = Callable[
-    [Prompts, PerImageNoise, Around | None, Callable[[ScaleEnd], None] | None], Tensor
+    [Prompts, PerImageNoise, Around | None, Callable[[ScaleEnd], None] | None, StageTimer], Tensor
 ]
-"""``(prompts, noise, around, on_scale_end) → latent``: a call with everything else fixed."""
+"""``(prompts, noise, around, on_scale_end, timer) → latent``: a call with everything else fixed."""
 
 
 class Recording:
@@ -86,6 +87,7 @@ class Recording:
     Args:
         generate: the call.
         text, noise: of the first prompts.
+        timer: of the call that is recorded.
         listening: keep what callbacks see.
         pool: memory of the graphs.
         stream: to record on, idle.
@@ -96,6 +98,7 @@ class Recording:
         generate: Generate,
         text: TextFeatures,
         noise: PerImageNoise,
+        timer: StageTimer,
         *,
         listening: bool,
         pool: tuple[int, int],
@@ -105,6 +108,7 @@ class Recording:
         self._noise = copy.copy(noise)
         self._noise.seeds = noise.seeds.clone()
         self._graphs: list[tuple[int, torch.cuda.CUDAGraph]] = []
+        self._clock = RecordedClock(noise.seeds.device) if _staged(timer) else None
         self._ends: dict[int, ScaleEnd] = {}
 
         @contextlib.contextmanager
@@ -125,8 +129,8 @@ class Recording:
 
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
-            heard = keep if listening else None
-            self._latent = generate(self._prompts, self._noise, around, heard)
+            heard, clock = keep if listening else None, self._clock or timer
+            self._latent = generate(self._prompts, self._noise, around, heard, clock)
         torch.cuda.current_stream().wait_stream(stream)
 
     def __call__(
@@ -139,14 +143,23 @@ class Recording:
         """The latent of other prompts and seeds."""
         self._prompts.replace(text)
         self._noise.seeds.copy_(noise.seeds)
+        if self._clock is not None:
+            self._clock.start()
         for si, graph in self._graphs:
             graph.replay()
-            timer.mark("conditioning" if si < 0 else "scales", si if si >= 0 else None)
+            if self._clock is None:
+                timer.mark("conditioning" if si < 0 else "scales", si if si >= 0 else None)
             if on_scale_end is not None and si in self._ends:
                 end = self._ends[si]
                 parts = ("logits", "bits", "codes", "latent")
                 on_scale_end(replace(end, **{name: getattr(end, name).clone() for name in parts}))
+        if self._clock is not None and isinstance(timer, StageClock):
+            timer.adopt(self._clock.milliseconds())
         return self._latent.clone()
+
+
+def _staged(timer: StageTimer) -> bool:
+    return isinstance(timer, StageClock) and timer.inside
 
 
 @dataclass

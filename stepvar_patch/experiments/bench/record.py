@@ -6,7 +6,7 @@ from math import ceil
 from statistics import median
 from typing import Any
 
-from stepvar_patch.experiments.bench.row import Flops, Sample
+from stepvar_patch.experiments.bench.row import Flops, Sample, StageTimes
 from stepvar_patch.experiments.bench.schema import Arm
 from stepvar_patch.experiments.pruning import recorded
 
@@ -27,6 +27,7 @@ class Row:
         samples: by mode.
         first_image: what a fresh process measured.
         kernels: of one draw, where asked for.
+        stages_inside: of one draw whose graphs hold marks, where asked for on a GPU.
     """
 
     arm: Arm
@@ -39,6 +40,7 @@ class Row:
     samples: dict[str, list[Sample]] = field(default_factory=lambda: {mode: [] for mode in MODES})
     first_image: dict[str, Any] | None = None
     kernels: dict[str, Any] | None = None
+    stages_inside: StageTimes | None = None
 
     def median_ms(self, mode: str) -> float | None:
         """Of one draw of the whole batch; None before the first one."""
@@ -70,7 +72,16 @@ class Row:
             **modes,
             "first_image": self._first_image(baseline),
             "kernels": self.kernels,
+            "stages_inside_ms": self._stages_inside(),
         }
+
+    def _stages_inside(self) -> dict[str, float] | None:
+        if self.stages_inside is None:
+            return None
+        total: dict[str, float] = {}
+        for (stage, _), ms in self.stages_inside.items():
+            total[stage] = total.get(stage, 0.0) + ms
+        return {stage: round(ms, 4) for stage, ms in total.items()}
 
     def _first_image(self, baseline: "Row | None") -> dict[str, Any] | None:
         first = self.first_image

@@ -94,6 +94,14 @@ class Drawer:
             round=round_, position=position, total_ms=total_ms, stages=clock.milliseconds()
         )
 
+    def stages_inside(self) -> StageTimes:
+        """Stages of one draw, told apart inside recorded graphs too; on a GPU only."""
+        for _ in range(3):
+            # The first such call runs eagerly, the second is recorded.
+            clock = StageClock(self.pipeline.device, inside=True)
+            self.draw(stage_clock=clock)
+        return clock.milliseconds()
+
     def kept_tokens(self) -> list[float] | None:
         """Tokens computed per row and scale; None for the oracle, which draws twice."""
         if isinstance(self.policy, OraclePolicy):

@@ -135,11 +135,14 @@ class _Bench:
             progress.advance(1)
 
     def kernels(self) -> None:
-        """One profiled draw of the arms that are looked into."""
+        """One profiled draw, and one with all its stages, of the arms that are looked into."""
         for row in self._first_of_arms():
             if row.arm.label in self.config.kernels:
                 with self._attempt(row):
-                    row.kernels = kernel_table(self.drawers[id(row)].draw, self.device)
+                    drawer = self.drawers[id(row)]
+                    row.kernels = kernel_table(drawer.draw, self.device)
+                    if self.device.type == "cuda":
+                        row.stages_inside = drawer.stages_inside()
 
     def first_images(self) -> None:
         """A fresh process for each of the arms that are asked for."""

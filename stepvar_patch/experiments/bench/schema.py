@@ -61,7 +61,8 @@ class BenchConfig(ArmSettings):
         baseline: the arm that speed-ups refer to, and the numbers of images until an arm pays off.
         first_image: arms for which a fresh process is started, with their first batch size: load,
             first to third image, peak memory.
-        kernels: arms of which one further draw is profiled, likewise.
+        kernels: arms of which one further draw is profiled, likewise, and on a GPU another is timed
+            stage by stage inside its graphs.
         arms: label → what differs.
     """
 
