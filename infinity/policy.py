@@ -20,6 +20,7 @@ from infinity.tokens import KeepSet, PackedTokens
 
 Rows = Literal["both", "cond", "uncond"]
 Branch = Literal["self_attention", "cross_attention", "ffn", "layer"]
+Inside = Literal["layer", "branch"]
 Event = Literal["branch", "layer", "logits", "codes"]
 
 
@@ -101,7 +102,8 @@ class ScalePlan:
             :class:`infinity.sampling.echo.GuidanceEcho`.
         keep: positions computed, one set per image (shared by its guidance rows) or one per row;
             None = all.
-        layers: half-open layer range in which ``keep`` holds; None = all layers.
+        layers: half-open layer range in which ``keep`` holds, or in which the policy is asked;
+            None = all layers.
         restore: makes the stream dense at the end of ``layers``; needed with ``keep`` unless
             ``restore_codes`` is given.
         restore_codes: runs head and sampling on kept tokens only and makes the *codes* dense;
@@ -124,7 +126,7 @@ class ScalePlan:
     restore_codes: CodeRestore | None = None
     kv_write: Literal["kept", "none", "propagate"] = "kept"
     kv_source: Tensor | None = None
-    inside: Literal["layer", "branch"] | None = None
+    inside: Inside | None = None
     stop_after: bool = False
 
     def __post_init__(self) -> None:
@@ -154,11 +156,13 @@ class BranchPlan:
             is the stream); for a layer, dense *state*.
         gather: builds the packed input itself (merged tokens); default takes the kept rows as they
             are.
+        whole: for a branch, ``restore`` gives the dense stream after it instead of its change.
     """
 
     keep: KeepSet
     restore: Restore
     gather: Callable[[Tensor, KeepSet], PackedTokens] | None = None
+    whole: bool = False
 
 
 @runtime_checkable

@@ -11,7 +11,7 @@ from torch import Tensor
 from infinity.ops.attention import AttentionRequest, KeyValues, select
 from infinity.ops.fused.rotate import Slots
 from infinity.ops.fused.text_attention import text_attention
-from infinity.policy import Branch, BranchPlan, PolicyRun, RestoreContext, ScalePlan
+from infinity.policy import Branch, BranchPlan, Inside, PolicyRun, RestoreContext, ScalePlan
 from infinity.tokens import PackedTokens, pack, pack_all
 from infinity.transformer.block import Attend, AttendText, Block, Modulation
 from infinity.transformer.call_state import CallState
@@ -50,6 +50,12 @@ class LayerRun:
         """Whether keys and values are cached."""
         return not self.last and self.plan.kv_write != "none"
 
+    @property
+    def inside(self) -> Inside | None:
+        """Where the policy prunes inside this layer."""
+        start, stop = self.plan.layers or (0, len(self.call.blocks))
+        return self.plan.inside if start <= self.layer < stop else None
+
     def propagates(self, layout: TokenLayout) -> bool:
         """Whether every position caches keys and values, computed or not."""
         return self.plan.kv_source is not None and layout.pruned
@@ -71,9 +77,9 @@ class LayerRun:
     def run(self, layout: TokenLayout) -> PackedTokens:
         """The tokens of ``layout`` after the layer."""
         tokens, events = layout.tokens, self.policy.events
-        if self.plan.inside == "branch" or "branch" in events:
+        if self.inside == "branch" or "branch" in events:
             after = self._branch_by_branch(layout)
-        elif self.plan.inside == "layer" and (
+        elif self.inside == "layer" and (
             chosen := self.policy.plan_branch(self.si, self.layer, "layer", layout.spread(tokens.x))
         ):
             before = layout.spread(tokens.x)
@@ -102,19 +108,23 @@ class LayerRun:
         x = layout.spread(layout.tokens.x)
         for branch in BRANCHES:
             chosen = None
-            if self.plan.inside == "branch":
+            if self.inside == "branch":
                 chosen = self.policy.plan_branch(self.si, self.layer, branch, x)
             if chosen is None:
                 change = self._branch(branch, layout, x)
+                after = x + change
             else:
                 inner = self._chosen(chosen, x)
                 fresh = self._branch(branch, inner, inner.spread(inner.tokens.x))
-                change = chosen.restore(
+                restored = chosen.restore(
                     inner.tokens.with_x(fresh.flatten(0, 1)), self._context(x, branch)
                 )
+                after = restored if chosen.whole else x + restored
             if "branch" in self.policy.events:
+                if chosen is not None:
+                    change = after - x if chosen.whole else restored
                 self.policy.after("branch", self.si, self.layer, branch, change)
-            x = x + change
+            x = after
         return x.flatten(0, 1)
 
     def _branch(self, branch: Branch, layout: TokenLayout, x: Tensor) -> Tensor:

@@ -64,7 +64,8 @@ class BlockStack:
         layout = call.layout(si, pack_all(x))
         before = x
         timer.mark("pack", si)
-        for layers in self._segments(first_pruned, end_pruned):
+        asked = plan.layers if plan.inside is not None and plan.layers is not None else ()
+        for layers in self._segments(first_pruned, end_pruned, *asked):
             if layers.start == call.uncond_depth and call.rows == "both":
                 conditional = layout.tokens.slice_rows(0, call.images)
                 layout = call.layout(si, conditional, pruned=layout.pruned)
@@ -88,9 +89,9 @@ class BlockStack:
         ended = call.rows == "both" and call.uncond_depth < self.depth
         return StackOutput(layout.tokens, "cond" if ended else call.rows)
 
-    def _segments(self, first_pruned: int, end_pruned: int) -> list[range]:
+    def _segments(self, *changes: int) -> list[range]:
         """The layers, cut wherever something happens between two of them."""
-        cuts = {0, first_pruned, end_pruned, self.call.uncond_depth, self.depth}
+        cuts = {0, *changes, self.call.uncond_depth, self.depth}
         cuts |= {layer + 1 for layer in self.call.guidance.layers}
         ends = sorted(cut for cut in cuts if cut <= self.depth)
         return [range(*pair) for pair in pairwise(ends)]
@@ -107,7 +108,7 @@ class BlockStack:
         """``layout`` after ``layers``."""
         fused = self.call.fused
         first = LayerRun(self.call, si, layers.start, plan, policy, last)
-        asked = plan.inside is not None or policy.events & {"branch", "layer"}
+        asked = first.inside is not None or policy.events & {"branch", "layer"}
         if fused is not None and not asked and not first.propagates(layout):
             x = fused.run(layout.tokens.x, layers, first.surroundings(layout))
             return replace(layout, tokens=layout.tokens.with_x(x))
