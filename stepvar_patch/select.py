@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinity.ops.fused.top import top_scores
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet
 
@@ -52,10 +53,10 @@ def top(scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None) -
     nothing about its tokens and gets a uniform lattice on ``grid`` (along the row if there is
     none); NaNs are logged, once per process.
     """
-    ranked = _usable(scores, grid).sort(dim=1, descending=True, stable=True).indices
-    # A radix sort's time goes with the bits of its keys.
-    keys = ranked[:, :count].to(torch.int16 if scores.shape[1] < 1 << 15 else torch.int32)
-    return KeepSet.of_rows(keys.sort(dim=1).values.long())
+    spread = _spread(grid or (1, scores.shape[1]), scores.device, scores.dtype)
+    chosen = top_scores(scores, spread, count)
+    _NAN_WATCH.look(chosen.bad)
+    return KeepSet.of_rows(chosen.indices)
 
 
 def energy_share(
@@ -141,7 +142,7 @@ def _mask(keep: KeepSet, shape: torch.Size) -> Bool[Tensor, "rows n"]:
 def _usable(scores: Tensor, grid: Grid | None) -> Tensor:
     """``scores`` with the rows that say nothing replaced by an even spread."""
     bad = scores.isnan().any(1, keepdim=True)
-    _NAN_WATCH.look(bad.any())
+    _NAN_WATCH.look(bad)
     flat = (scores == scores[:, :1]).all(1, keepdim=True)
     spread = _spread(grid or (1, scores.shape[1]), scores.device, scores.dtype)
     return torch.where(bad | flat, spread, scores)
@@ -171,12 +172,12 @@ class _NanWatch:
         self.warned = False
         self._pending: list[tuple[Tensor, torch.cuda.Event]] = []
 
-    def look(self, flag: Tensor) -> None:
-        if self.warned:
+    def look(self, bad: Tensor) -> None:
+        """Notes rows that are ``bad``."""
+        if self.warned or (bad.is_cuda and torch.cuda.is_current_stream_capturing()):
             return
+        flag = bad.any()
         if flag.is_cuda:
-            if torch.cuda.is_current_stream_capturing():
-                return
             self._pending.append((flag.to("cpu", non_blocking=True), torch.cuda.Event()))
             self._pending[-1][1].record()
             if not self._pending[0][1].query():

@@ -23,6 +23,7 @@ from infinity.ops.fused import (
     small_attention,
     support,
     text_attention,
+    top,
     uniform,
 )
 from infinity.ops.fused.residual_norm import Affine, Branch, RowsOf
@@ -233,6 +234,19 @@ def test_decoder_kernels(device: str, h: int, w: int, channels: int, groups: int
     maps = total.view(2, h, w, channels).permute(0, 3, 1, 2)
     wanted = torch.nn.functional.interpolate(maps.float(), scale_factor=2.0, mode="nearest")
     assert torch.equal(big.view(2, 2 * h, 2 * w, channels).permute(0, 3, 1, 2).float(), wanted)
+
+
+@devices
+@pytest.mark.parametrize(("n", "count"), [(1, 1), (7, 3), (64, 64), (100, 37), (1600, 800)])
+def test_top_scores(device: str, n: int, count: int) -> None:
+    scores = draw(5, n, device=device)
+    scores[0] = (2 * scores[0]).round()
+    scores[1], scores[2, n // 2], scores[3] = 3.0, float("nan"), 0.0
+    scores[3, ::2] = -0.0
+    even = draw(n, device=device)
+    fast, exact = (f(scores, even, count) for f in (top.top_scores, top.reference))
+    for name in ("indices", "bad"):
+        assert torch.equal(getattr(fast, name), getattr(exact, name)), name
 
 
 @devices

@@ -27,6 +27,7 @@ SWITCHES = (
     "sample",
     "small_attention",
     "text_attention",
+    "top",
     "uniform",
 )
 """Kernels by file, each of which ``STEPVAR_KERNELS_OFF`` can replace by its torch form."""
