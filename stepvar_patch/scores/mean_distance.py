@@ -3,6 +3,7 @@
 from jaxtyping import Float
 from torch import Tensor
 
+from infinity.ops.fused import mean_distance as fused
 from infinity.schedule import Grid
 
 
@@ -13,5 +14,4 @@ def mean_distance(x: Float[Tensor, "b n width"], grid: Grid) -> Float[Tensor, "b
 
     Source: FastVAR (arXiv 2503.23367), pivotal token selection; spec pruning-methods §2.
     """
-    x = x.float()
-    return (x - x.mean(dim=1, keepdim=True)).square().sum(dim=-1)
+    return fused.mean_distance(x)

@@ -8,6 +8,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinity.ops.fused import usable
+from infinity.ops.fused.principal import first_direction, projection_length
+from infinity.ops.fused.top import MOST
 from infinity.schedule import Grid
 
 
@@ -33,6 +36,9 @@ def principal_directions(
         covariance, one component. The start vectors, 5 iterations and more than one component are
         ours (S5, S6).
     """
+    if components == 1 and _fused(x):
+        given = None if start is None else start[:, :, 0].contiguous()
+        return first_direction(x.contiguous(), iterations, given)[:, :, None]
     rest = _centred(x)
     rows = torch.arange(len(rest), device=rest.device)
     found = []
@@ -58,6 +64,8 @@ def structure_score(
 
     Source: StepVAR (spec pruning-methods §1.2); the root of summed squares for q > 1 is ours (S6).
     """
+    if directions.shape[2] == 1 and _fused(x):
+        return projection_length(x.contiguous(), directions[:, :, 0])
     return (_centred(x) @ directions).square().sum(-1).sqrt()
 
 
@@ -77,6 +85,10 @@ def structure_edges(
     down = padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]
     across = padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]
     return (down.square() + across.square()).sum(1).sqrt().flatten(1)
+
+
+def _fused(x: Tensor) -> bool:
+    return usable(x, "principal") and x.dtype == torch.float32 and x.shape[1] <= MOST
 
 
 def _centred(x: Tensor) -> Tensor:

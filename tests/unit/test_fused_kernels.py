@@ -16,6 +16,8 @@ from infinity.errors import UserError
 from infinity.ops.fused import (
     embed,
     group_norm,
+    mean_distance,
+    principal,
     quantise,
     residual_norm,
     rotate,
@@ -30,6 +32,7 @@ from infinity.ops.fused.residual_norm import Affine, Branch, RowsOf
 from infinity.ops.fused.rotate import Phases, Slots
 from infinity.sampling import bits
 from infinity.sampling.noise import philox_4x32
+from stepvar_patch.scores import structure
 
 CPU = pytest.param(
     "cpu",
@@ -247,6 +250,37 @@ def test_top_scores(device: str, n: int, count: int) -> None:
     fast, exact = (f(scores, even, count) for f in (top.top_scores, top.reference))
     for name in ("indices", "bad"):
         assert torch.equal(getattr(fast, name), getattr(exact, name)), name
+
+
+@devices
+@pytest.mark.parametrize(("n", "width"), [(1, 64), (37, 130), (200, 96)])
+def test_mean_distance(device: str, n: int, width: int) -> None:
+    x = draw(2, n, width, device=device) + 5
+    x[1] = x[1, :1].clone()
+    fast, exact = (f(x) for f in (mean_distance.mean_distance, mean_distance.reference))
+    torch.testing.assert_close(fast[0], exact[0], rtol=1e-5, atol=1e-4)
+    assert not fast[1].any()
+
+
+@devices
+@pytest.mark.parametrize("iterations", [1, 5])
+@pytest.mark.parametrize("started", [False, True])
+def test_first_direction(
+    device: str, iterations: int, started: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = draw(3, 37, 130, device=device) + 5
+    x[1] = x[1, :1].clone()
+    start = draw(3, 130, device=device) if started else None
+    if start is not None:
+        start[2] = 0
+    fast = principal.first_direction(x, iterations, start)
+    length = principal.projection_length(x, fast)
+    monkeypatch.setattr(structure, "_fused", lambda x: False)
+    given = None if start is None else start[:, :, None]
+    exact = structure.principal_directions(x, iterations=iterations, start=given)
+    torch.testing.assert_close(fast, exact[:, :, 0], rtol=1e-4, atol=1e-5)
+    assert not fast[1].any()
+    torch.testing.assert_close(length, structure.structure_score(x, exact), rtol=1e-3, atol=1e-4)
 
 
 @devices

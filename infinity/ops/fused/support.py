@@ -21,6 +21,8 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 SWITCHES = (
     "embed",
+    "mean_distance",
+    "principal",
     "quantise",
     "residual_norm",
     "rotate",
