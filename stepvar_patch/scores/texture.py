@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinity.ops.fused.roughness import roughness
 from infinity.schedule import Grid
 
 TextureFilter = Literal["mean3", "laplacian", "haar"]
@@ -28,13 +29,12 @@ def texture_score(
         other filters are ours (S7).
     """
     h, w = grid
+    if filter == "mean3":
+        return roughness(x, grid)
     shifted: Tensor = (
         x.float() - x[:, :1].float()
     )  # exactly zero, not rounding noise, on a constant map
     maps: Tensor = shifted.unflatten(1, (h, w)).permute(0, 3, 1, 2)
-    if filter == "mean3":
-        high: Tensor = maps - F.avg_pool2d(maps, 3, stride=1, padding=1, count_include_pad=False)
-        return high.square().sum(1).flatten(1)
     if filter == "laplacian":
         padded = F.pad(maps, (1, 1, 1, 1), mode="replicate")
         around: Tensor = (

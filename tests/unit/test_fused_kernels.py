@@ -21,6 +21,7 @@ from infinity.ops.fused import (
     quantise,
     residual_norm,
     rotate,
+    roughness,
     sample,
     small_attention,
     support,
@@ -281,6 +282,19 @@ def test_first_direction(
     torch.testing.assert_close(fast, exact[:, :, 0], rtol=1e-4, atol=1e-5)
     assert not fast[1].any()
     torch.testing.assert_close(length, structure.structure_score(x, exact), rtol=1e-3, atol=1e-4)
+
+
+GRIDS = [(1, 1), (1, 7), (9, 1), (5, 7), (8, 8), (12, 20)]
+
+
+@devices
+@pytest.mark.parametrize("grid", GRIDS)
+def test_roughness(device: str, grid: tuple[int, int]) -> None:
+    x = draw(2, grid[0] * grid[1], 40, device=device) + 3
+    x[1] = 1.1
+    fast, exact = (f(x, grid) for f in (roughness.roughness, roughness.reference))
+    torch.testing.assert_close(fast[0], exact[0], rtol=1e-5, atol=1e-4)
+    assert not fast[1].any()
 
 
 @devices

@@ -26,6 +26,7 @@ SWITCHES = (
     "quantise",
     "residual_norm",
     "rotate",
+    "roughness",
     "sample",
     "small_attention",
     "text_attention",
