@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
 
+from infinity.ops.fused.spread import take
+
 
 @dataclass(frozen=True)
 class KeepSet:
@@ -148,7 +150,12 @@ def pack(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
     rows, n, _ = x.shape
     if len(keep.counts) != rows:
         raise ValueError(f"keep set has {len(keep.counts)} rows, the tokens have {rows}")
-    cu_seqlens = torch.full((rows + 1,), keep.indices.shape[0], device=x.device, dtype=torch.int32)
+    total = keep.indices.shape[0]
+    if keep.uniform:
+        count = keep.counts[0]
+        cu_seqlens = torch.arange(0, total + 1, count, dtype=torch.int32, device=x.device)
+        return PackedTokens(take(x, keep.indices), cu_seqlens, count, keep.indices, keep.counts)
+    cu_seqlens = torch.full((rows + 1,), total, device=x.device, dtype=torch.int32)
     cu_seqlens[:-1] = keep.starts()
     return PackedTokens(
         x.reshape(rows * n, -1).index_select(0, keep.row_ids() * n + keep.indices),

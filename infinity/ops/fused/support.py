@@ -29,6 +29,7 @@ SWITCHES = (
     "roughness",
     "sample",
     "small_attention",
+    "spread",
     "text_attention",
     "top",
     "uniform",
