@@ -15,6 +15,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
+from infinity.ops.fused import usable
+from infinity.ops.fused.nearest import MOST, nearest_places
 from infinity.policy import CodeRestore, Restore, RestoreContext, ScaleView
 from infinity.schedule import Grid
 from infinity.tokens import KeepSet, PackedTokens, unpack
@@ -32,6 +34,8 @@ def nearest_source(keep: KeepSet, grid: Grid) -> Int64[Tensor, "rows n"]:
     Source: spec pruning-methods §1.8; deviation: separable instead of brute force, same result.
     """
     h, w = grid
+    if keep.uniform and usable(keep.indices, "nearest") and max(grid) <= MOST:
+        return nearest_places(keep.indices.view(len(keep.counts), -1), grid)
     n, rows, device = h * w, len(keep.counts), keep.indices.device
     row_ids = keep.row_ids()
     places = torch.arange(len(row_ids), device=device) - keep.starts()[row_ids]

@@ -17,6 +17,7 @@ from infinity.ops.fused import (
     embed,
     group_norm,
     mean_distance,
+    nearest,
     principal,
     quantise,
     residual_norm,
@@ -33,6 +34,8 @@ from infinity.ops.fused.residual_norm import Affine, Branch, RowsOf
 from infinity.ops.fused.rotate import Phases, Slots
 from infinity.sampling import bits
 from infinity.sampling.noise import philox_4x32
+from infinity.tokens import KeepSet
+from stepvar_patch import upsample
 from stepvar_patch.scores import structure
 
 CPU = pytest.param(
@@ -295,6 +298,24 @@ def test_roughness(device: str, grid: tuple[int, int]) -> None:
     fast, exact = (f(x, grid) for f in (roughness.roughness, roughness.reference))
     torch.testing.assert_close(fast[0], exact[0], rtol=1e-5, atol=1e-4)
     assert not fast[1].any()
+
+
+@devices
+@pytest.mark.parametrize("grid", GRIDS)
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_nearest_places(
+    device: str, grid: tuple[int, int], share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n = grid[0] * grid[1]
+    count = max(1, round(share * n))
+    generator = torch.Generator().manual_seed(n)
+    chosen = torch.stack(
+        [torch.randperm(n, generator=generator)[:count].sort().values for _ in range(3)]
+    ).to(device)
+    chosen[0] = chosen[0].flip(0)
+    fast = nearest.nearest_places(chosen, grid)
+    monkeypatch.setattr(upsample, "usable", lambda *_: False)
+    assert torch.equal(fast, upsample.nearest_source(KeepSet.of_rows(chosen), grid))
 
 
 @devices

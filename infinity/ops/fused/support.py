@@ -22,6 +22,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SWITCHES = (
     "embed",
     "mean_distance",
+    "nearest",
     "principal",
     "quantise",
     "residual_norm",
