@@ -7,11 +7,10 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
-from jaxtyping import Float
 from torch import Tensor
-from torch.nn import functional as F
 
 from infinity.errors import UserError
+from infinity.ops.fused.spread import area_filled, places_of
 from infinity.policy import (
     Branch,
     BranchPlan,
@@ -23,8 +22,7 @@ from infinity.policy import (
     ScalePlan,
     ScaleView,
 )
-from infinity.schedule import Grid
-from infinity.tokens import PackedTokens, unpack
+from infinity.tokens import PackedTokens
 from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun, layer_range
 from stepvar_patch.rules import ScaleRule, Scales
@@ -101,20 +99,24 @@ class FastVARRun(RuledRun):
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
         self.events = frozenset[Event]({"branch"} if si == self.cached_scale else ())
         self.rows = self.rows_at(si, view)
-        return self.plan(si, inside="branch" if si in self.pruned else None)
+        if si not in self.pruned:
+            return self.plan(si)
+        return self.plan(si, inside="branch", layers=(self.layers.start, self.layers.stop))
 
     def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None:
         if layer not in self.layers:
             return None
         grid = self.request.schedule.grids[si]
-        return BranchPlan(top(mean_distance(x, grid), self.kept(si), grid), self.fill)
+        return BranchPlan(top(mean_distance(x, grid), self.kept(si), grid), self.fill, whole=True)
 
     def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
         if branch is not None and layer in self.layers:
             self.outputs[layer, branch] = data
 
     def fill(self, fresh: PackedTokens, context: RestoreContext) -> Tensor:
-        """The fresh branch outputs over the remembered ones, resized to this grid."""
+        """The stream plus the fresh branch outputs over the remembered ones, resized to this
+        grid.
+        """
         assert self.cached_scale is not None
         old = self.outputs[context.layer, context.branch]
         rows = context.before.shape[0]
@@ -122,12 +124,5 @@ class FastVARRun(RuledRun):
             start = self.request.images if self.rows == "uncond" else 0
             old = old[start : start + rows]
         grid = self.request.schedule.grids[self.cached_scale]
-        return unpack(fresh, resize_area(old, grid, context.grid))
-
-
-def resize_area(
-    x: Float[Tensor, "b n width"], grid: Grid, target: Grid
-) -> Float[Tensor, "b n_target width"]:
-    """Tokens on ``grid`` averaged over the area that each cell of ``target`` covers."""
-    maps = x.unflatten(1, grid).movedim(-1, 1)
-    return F.interpolate(maps, size=target, mode="area").flatten(2).mT
+        places = places_of(fresh.indices.view(rows, -1), context.before.shape[1])
+        return area_filled(context.before, fresh.x, places, old, context.grid, grid)

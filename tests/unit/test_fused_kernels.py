@@ -25,6 +25,7 @@ from infinity.ops.fused import (
     roughness,
     sample,
     small_attention,
+    spread,
     support,
     text_attention,
     top,
@@ -316,6 +317,30 @@ def test_nearest_places(
     fast = nearest.nearest_places(chosen, grid)
     monkeypatch.setattr(upsample, "usable", lambda *_: False)
     assert torch.equal(fast, upsample.nearest_source(KeepSet.of_rows(chosen), grid))
+
+
+@devices
+@pytest.mark.parametrize(
+    ("grid", "old_grid"), [((6, 7), (4, 5)), ((4, 4), (4, 4)), ((9, 5), (3, 8))]
+)
+def test_taking_tokens_out_and_putting_them_back(
+    device: str, grid: tuple[int, int], old_grid: tuple[int, int]
+) -> None:
+    n, n_old = grid[0] * grid[1], old_grid[0] * old_grid[1]
+    before, old = draw(2, n, 40, device=device), draw(2, n_old, 40, device=device)
+    even = draw(n, device=device)
+    chosen = top.reference(draw(2, n, device=device), even, 11)
+    fresh = spread.take(before, chosen.indices.flatten())
+    rows = torch.arange(2, device=device)[:, None]
+    assert torch.equal(fresh, before[rows, chosen.indices].flatten(0, 1))
+    shuffled = chosen.indices[:, torch.randperm(11).to(device)]
+    for indices in (shuffled, chosen.indices):
+        places = spread.places_of(indices, n)
+        assert torch.equal(places, spread.places_reference(indices, n))
+    words = (before, fresh, places, old, grid, old_grid)
+    fast, exact = (f(*words) for f in (spread.area_filled, spread.area_filled_reference))
+    torch.testing.assert_close(fast, exact, rtol=1e-6, atol=1e-6)
+    assert torch.equal(fast[rows, chosen.indices], exact[rows, chosen.indices])
 
 
 @devices
