@@ -1,8 +1,7 @@
 """The blocks as twelve launches each, from the kernels of ``infinity/ops/fused``.
 
 Computes what ``block.py`` defines, in the same precision: fp32 stream, norms and modulation, matrix
-products in the weights' dtype or, on request, the four large ones in fp8 with a factor per row of
-both operands.
+products in the weights' dtype or, on request, in fp8 with a factor per row of both operands.
 
 Shape legend: T tokens of all rows end to end, b rows, C width, H heads, K head dim.
 """
@@ -27,7 +26,7 @@ from infinity.ops.fused.residual_norm import (
 from infinity.ops.fused.rotate import Phases, Slots, rotate_and_cache
 from infinity.ops.fused.small_attention import MOST, small_attention
 from infinity.ops.fused.support import usable
-from infinity.ops.fused.text_attention import text_attention
+from infinity.ops.fused.text_attention import largest_values, text_attention
 from infinity.policy import Branch as BranchName
 from infinity.tokens import PackedTokens
 from infinity.transformer.block import (
@@ -64,16 +63,22 @@ class FusedText:
         keys_values: of all prompts' rows, ``(room, 2, H, K)`` per layer.
         cu_seqlens: row boundaries in ``keys_values``; need not start at 0.
         modulation: ``(layers, b, 6, C)``, fp32.
+        limits: of every row the largest magnitude among its text's values, where products run in
+            fp8.
     """
 
     keys_values: list[Tensor]
     cu_seqlens: Int32[Tensor, " b1"]
     modulation: Float[Tensor, "layers b 6 width"]
+    limits: Float[Tensor, "layers b"] | None = None
 
     def of_rows(self, start: int, stop: int) -> "FusedText":
         """Rows ``[start, stop)`` as views."""
         return FusedText(
-            self.keys_values, self.cu_seqlens[start : stop + 1], self.modulation[:, start:stop]
+            self.keys_values,
+            self.cu_seqlens[start : stop + 1],
+            self.modulation[:, start:stop],
+            None if self.limits is None else self.limits[:, start:stop],
         )
 
 
@@ -102,7 +107,7 @@ class FusedBlocks:
 
     Args:
         model: its parameters must not be replaced afterwards.
-        fp8: run the four large products of every block in fp8; needs compute capability 9.0.
+        fp8: run the large products of every block in fp8; needs compute capability 9.0.
     """
 
     def __init__(self, model: InfinityTransformer, *, fp8: bool = False) -> None:
@@ -125,7 +130,8 @@ class FusedBlocks:
             layer.text_kv(context).unflatten(-1, (2, layer.heads, layer.head_dim))
             for layer in self.layers
         ]
-        return FusedText(keys_values, text.cu_seqlens, self.tables + text.shared)
+        limits = largest_values(keys_values, text.cu_seqlens) if self.fp8 else None
+        return FusedText(keys_values, text.cu_seqlens, self.tables + text.shared, limits)
 
     def run(
         self, x: Float[Tensor, "total width"], layers: range, around: Surroundings
@@ -169,7 +175,6 @@ class FusedBlocks:
             "cross_attention": layer.text_norm,
             "ffn": Affine(mod[:, SCALE_FFN], mod[:, SHIFT_FFN]),
         }[branch]
-        in_fp8 = self.fp8 and len(x) >= _FP8_TOKENS and branch != "cross_attention"
         return residual_norm(
             x,
             around.rows,
@@ -177,7 +182,7 @@ class FusedBlocks:
             waiting,
             eps=layer.eps,
             dtype=self.dtype,
-            quantise=in_fp8,
+            quantise=self.fp8 and len(x) >= _FP8_TOKENS,
             out=out,
         )
 
@@ -208,15 +213,19 @@ class FusedBlocks:
             return layer.proj(quantise(out) if isinstance(h, Quantised) else out)
         if branch == "cross_attention":
             q = layer.text_q(h).unflatten(-1, (layer.heads, layer.head_dim))
-            out = text_attention(
+            limits = around.text.limits if isinstance(h, Quantised) else None
+            attended = text_attention(
                 q,
                 around.text.keys_values[index],
                 around.tokens.cu_seqlens,
                 around.text.cu_seqlens,
                 around.tokens.max_seqlen,
                 layer.head_dim**-0.5,
+                None if limits is None else limits[index],
             )
-            return layer.text_proj(out.flatten(1))
+            return layer.text_proj(
+                attended if isinstance(attended, Quantised) else attended.flatten(1)
+            )
         if isinstance(h, Tensor):
             return layer.down(layer.up.gelu(h))
         return layer.down(quantise(layer.up(h), gelu=True))

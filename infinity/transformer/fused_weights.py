@@ -68,7 +68,7 @@ class FusedLayer:
         self.head_scales = head_scales(sa.scale_mul_1H11).flatten().contiguous()
         self.proj = _linear(sa.proj, fp8)
         self.text_norm = Affine(block.ca_norm.weight.float(), block.ca_norm.bias.float())
-        self.text_q, self.text_proj = _linear(ca.mat_q, False), _linear(ca.proj, False)
+        self.text_q, self.text_proj = _linear(ca.mat_q, fp8), _linear(ca.proj, fp8)
         self.text_kv = Product(ca.mat_kv.weight, torch.cat([ca.zero_k_bias, ca.v_bias]), False)
         self.up, self.down = _linear(ffn.fc1, fp8), _linear(ffn.fc2, fp8)
 

@@ -202,6 +202,7 @@ class LayerRun:
                 out = text_attention(
                     packed, kv, tokens.cu_seqlens, text.cu_seqlens, tokens.max_seqlen, scale
                 )
+                assert isinstance(out, Tensor)
             else:
                 text_kv = call.text_kv[self.layer]
                 out = _attention(packed, tokens, text_kv, scale, call.attention)

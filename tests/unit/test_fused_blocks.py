@@ -9,12 +9,14 @@ import torch
 
 from infinity.config import TokenizerConfig
 from infinity.ops.fused.quantise import quantise
+from infinity.ops.fused.residual_norm import Quantised
 from infinity.policy import PruningPolicy
 from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.tokenizer.fused import FusedDecoder
+from infinity.transformer import fused as fused_blocks
 from infinity.transformer.fused import FusedBlocks
 from infinity.transformer.fused_weights import Product
 from infinity.transformer.guidance import Guidance
@@ -42,7 +44,10 @@ MODEL = toy_model().requires_grad_(False)
 
 
 def run(
-    policy: PruningPolicy | None, device: str, fused: bool, guidance: Guidance | None = None
+    policy: PruningPolicy | None,
+    device: str,
+    fused: bool | FusedBlocks,
+    guidance: Guidance | None = None,
 ) -> list[ScaleEnd]:
     model, schedule = MODEL.to(device), scale_schedule(1.0, "0.06M")
     ends: list[ScaleEnd] = []
@@ -53,7 +58,7 @@ def run(
         settings=toy_settings(schedule, guidance=guidance, top_p=0.0),
         policy=policy,
         noise=PerImageNoise([5, 6], device),
-        fused=FusedBlocks(model) if fused else None,
+        fused=(fused if isinstance(fused, FusedBlocks) else FusedBlocks(model)) if fused else None,
         on_scale_end=ends,
     )
     return ends
@@ -83,6 +88,36 @@ def test_keeping_everything_is_dense_bit_for_bit(device: str, inside: str | None
     kept = run(Scripted(inside=inside), device, True)
     assert torch.equal(dense[-1].latent, kept[-1].latent)
     assert torch.equal(dense[-1].logits, kept[-1].logits)
+
+
+@anywhere
+@pytest.mark.parametrize("name", ["dense", "ragged", "one half", "fastvar", "layer"])
+def test_blocks_in_fp8_stay_near_the_plain_ones(
+    device: str, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All large products get their input in fp8; cuBLASLt's own product is left out."""
+
+    def refuse(*_args: object) -> None:
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    monkeypatch.setattr(Product, "_scaled", refuse)
+    monkeypatch.setattr(fused_blocks, "_FP8_TOKENS", 1)
+    seen: list[Product] = []
+    product = Product.__call__
+
+    def watched(self: Product, h: torch.Tensor | Quantised) -> torch.Tensor:
+        if isinstance(h, Quantised):
+            seen.append(self)
+        return product(self, h)
+
+    monkeypatch.setattr(Product, "__call__", watched)
+    blocks = FusedBlocks(MODEL.to(device), fp8=True)
+    exact, near = run(POLICIES[name], device, False), run(POLICIES[name], device, blocks)
+    error = (exact[0].logits - near[0].logits).norm() / exact[0].logits.norm()
+    assert 0 < error < 0.1
+    for layer in blocks.layers:
+        large = (layer.qkv, layer.proj, layer.text_q, layer.text_proj, layer.up, layer.down)
+        assert set(large) - set(seen) <= ({layer.proj} if device != "cpu" else set())
 
 
 @devices

@@ -5,11 +5,16 @@ One launch serves prompts of any length, so that a recorded graph serves every p
 Shape legend: T queries of all rows end to end, n text rows end to end, b rows, H heads, K head dim.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from infinity.ops.fused.residual_norm import FP8, FP8_MAX, Quantised
 from infinity.ops.fused.support import kernel, power_of_two, triton, usable
+
+_LEAST = 1e-12
 
 
 def reference(
@@ -18,7 +23,8 @@ def reference(
     cu_seqlens_q: Int32[Tensor, " b1"],
     cu_seqlens_text: Int32[Tensor, " b1"],
     scale: float,
-) -> Float[Tensor, "total heads dim"]:
+    limits: Float[Tensor, " b"] | None = None,
+) -> Float[Tensor, "total heads dim"] | Quantised:
     """See :func:`text_attention`."""
     k, v = kv.float().unbind(1)
     text, tokens = (torch.arange(len(x), device=q.device) for x in (kv, q))
@@ -26,7 +32,23 @@ def reference(
     seen = (text >= cu_seqlens_text[row][:, None]) & (text < cu_seqlens_text[row + 1][:, None])
     scores = torch.einsum("thk,nhk->htn", q.float(), k) * scale
     weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
-    return torch.einsum("htn,nhk->thk", weights, v).to(q.dtype)
+    out = torch.einsum("htn,nhk->thk", weights, v)
+    if limits is None:
+        return out.to(q.dtype)
+    factor = limits[row].clamp_min(_LEAST) / FP8_MAX
+    values = (out.flatten(1) / factor[:, None]).clamp(-FP8_MAX, FP8_MAX)
+    return Quantised(values.to(FP8), factor)
+
+
+def largest_values(
+    kv: Sequence[Float[Tensor, "n 2 heads dim"]], cu_seqlens_text: Int32[Tensor, " b1"]
+) -> Float[Tensor, "layers b"]:
+    """Of every row the largest magnitude among the values of its text, per layer, fp32."""
+    per_entry = torch.stack([layer[:, 1].abs().amax((1, 2)) for layer in kv]).float()
+    entry = torch.arange(per_entry.shape[1], device=per_entry.device)
+    start, stop = cu_seqlens_text[:-1, None], cu_seqlens_text[1:, None]
+    inside = (entry >= start) & (entry < stop)
+    return per_entry[:, None].masked_fill(~inside, 0.0).amax(-1)
 
 
 def text_attention(
@@ -36,7 +58,8 @@ def text_attention(
     cu_seqlens_text: Int32[Tensor, " b1"],
     max_seqlen_q: int,
     scale: float,
-) -> Float[Tensor, "total heads dim"]:
+    limits: Float[Tensor, " b"] | None = None,
+) -> Float[Tensor, "total heads dim"] | Quantised:
     """Every query's attention to the text of its row.
 
     Args:
@@ -46,11 +69,14 @@ def text_attention(
         cu_seqlens_text: row boundaries in ``kv``; need not start at 0. Every row has an entry.
         max_seqlen_q: most queries of a row, on the host.
         scale: factor on the scores before the softmax.
+        limits: no value of the row's text is larger (:func:`largest_values`), and so no average of
+            them. With limits the result is fp8, ``(T, H·K)``, and a row's tokens share a factor.
     """
     if not usable(q, "text_attention"):
-        return reference(q, kv, cu_seqlens_q, cu_seqlens_text, scale)
-    _, heads, dim = q.shape
-    out = torch.empty_like(q)
+        return reference(q, kv, cu_seqlens_q, cu_seqlens_text, scale, limits)
+    total, heads, dim = q.shape
+    out = torch.empty_like(q, dtype=q.dtype if limits is None else FP8)
+    factor = q if limits is None else q.new_empty(total, dtype=torch.float32)
     block_q = 16 if max_seqlen_q <= 16 else 64 if max_seqlen_q <= 512 else 128
     rows = len(cu_seqlens_q) - 1
     _text_attention_kernel[(-(-max_seqlen_q // block_q), heads, rows)](
@@ -58,17 +84,20 @@ def text_attention(
         kv,
         cu_seqlens_q,
         cu_seqlens_text,
+        q if limits is None else limits,
         out,
+        factor,
         heads,
         dim,
         scale * 1.4426950408889634,
+        QUANTISE=limits is not None,
         BLOCK_Q=block_q,
         BLOCK_T=64,
         BLOCK_K=max(16, power_of_two(dim)),
         num_warps=8 if block_q == 128 else 4,
         num_stages=2,
     )
-    return out
+    return out if limits is None else Quantised(out.flatten(1), factor)
 
 
 if triton is not None:
@@ -80,10 +109,13 @@ if triton is not None:
         kv_ptr,
         cu_q_ptr,
         cu_text_ptr,
+        limit_ptr,
         out_ptr,
+        factor_ptr,
         heads,
         dim,
         scale_log2,
+        QUANTISE: tl.constexpr,
         BLOCK_Q: tl.constexpr,
         BLOCK_T: tl.constexpr,
         BLOCK_K: tl.constexpr,
@@ -118,7 +150,14 @@ if triton is not None:
                 acc = acc * fade[:, None]
                 acc += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
                 largest = peak
-            acc = acc / total[:, None]
+            if QUANTISE:
+                factor = tl.maximum(tl.load(limit_ptr + row), 1e-12) / 448.0
+                if head == 0:
+                    tl.store(factor_ptr + token, tl.zeros_like(total) + factor, mask=here)
+                acc = acc / (total * factor)[:, None]
+                acc = tl.minimum(tl.maximum(acc, -448.0), 448.0)
+            else:
+                acc = acc / total[:, None]
             tl.store(
                 out_ptr + at, acc.to(out_ptr.dtype.element_ty), mask=here[:, None] & wide[None]
             )
