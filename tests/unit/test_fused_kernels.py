@@ -144,6 +144,18 @@ def test_quantise(device: str, gelu: bool, width: int) -> None:
 
 
 @devices
+@pytest.mark.parametrize("launch", [quantise.Launch(1, 8), quantise.Launch(4, 4)])
+def test_quantise_divided_otherwise(device: str, launch: quantise.Launch) -> None:
+    x = draw(7, 130, device=device, dtype=DTYPE[device])
+    x[2], x[3] = 0.0, 1e4
+    exact = quantise.quantise(x, gelu=True)
+    fast = quantise.quantise(x, gelu=True, launch=launch)
+    assert torch.equal(fast.values.float(), exact.values.float())
+    assert torch.equal(fast.scale, exact.scale)
+    assert not fast.values.float().isnan().any()
+
+
+@devices
 @pytest.mark.parametrize("counts", ROWS)
 @pytest.mark.parametrize(("heads", "dim"), [(2, 32), (3, 24), (4, 64)])
 def test_rotate_and_cache(device: str, counts: tuple[int, ...], heads: int, dim: int) -> None:
