@@ -81,27 +81,29 @@ ROWS = [(7, 7), (1, 1), (5, 3, 8)]
 @devices
 @pytest.mark.parametrize("counts", ROWS)
 @pytest.mark.parametrize("width", [64, 96, 130])
-@pytest.mark.parametrize("kind", ["modulated", "affine", "bare", "first", "quantised"])
+@pytest.mark.parametrize(
+    "kind", ["modulated", "affine", "bare", "first", "quantised", "affine quantised"]
+)
 def test_residual_norm(device: str, counts: tuple[int, ...], width: int, kind: str) -> None:
     total, b = sum(counts), len(counts)
     x = draw(total, width, device=device) + 3
     mods = draw(b, 6, width, device=device)
     affine: Affine | None = Affine(mods[:, 2], mods[:, 4])
-    if kind == "affine":
+    if "affine" in kind:
         affine = Affine(mods[0, 0].contiguous(), mods[0, 1].contiguous())
     branch: Branch | None = Branch(
         draw(total, width, device=device, dtype=DTYPE[device]),
-        None if kind == "affine" else mods[:, 0],
+        None if "affine" in kind else mods[:, 0],
     )
     affine, branch = (None if kind == "bare" else affine), (None if kind == "first" else branch)
-    arguments = {"eps": 1e-6, "dtype": DTYPE[device], "quantise": kind == "quantised"}
+    arguments = {"eps": 1e-6, "dtype": DTYPE[device], "quantise": "quantised" in kind}
     rows = rows_of(counts, device)
     exact = residual_norm.reference(x, rows, affine, branch, **arguments)
     fast = residual_norm.residual_norm(x.clone(), rows, affine, branch, **arguments)
     assert torch.equal(fast[0], exact[0])
     if kind == "bare":
         assert fast[1] is None
-    elif kind == "quantised":
+    elif "quantised" in kind:
         unpacked = [q.values.float() * q.scale[:, None] for q in (fast[1], exact[1])]
         close(*unpacked, FP8_LIMIT[device])
     else:
