@@ -245,8 +245,8 @@ PRESETS: dict[str, ModelConfig] = {
         ),
         text_encoder=TextEncoderConfig(kind="minilm", width=384, max_tokens=64),
         sampling=SamplingDefaults(
-            guidance_scale=3.0,
-            temperature=(1.0, 1.0, 1.0, 0.9, 0.8, 0.65, 0.5, 0.35, 0.2, 0.1),
+            guidance_scale=(6.0,) * 7 + (3.0,) * 3,
+            temperature=(0.6, 0.6, 0.6, 0.55, 0.5, 0.4, 0.3, 0.2, 0.15, 0.1),
         ),
     ),
 }
