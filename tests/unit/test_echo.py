@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torch.nn import functional as F
 
 from infinity.errors import UserError
-from infinity.sampling.echo import GuidanceEcho
+from infinity.sampling.echo import GuidanceEcho, stretched
 from infinity.sampling.loop import ScaleEnd
-from infinity.schedule import scale_schedule
+from infinity.schedule import Grid, scale_schedule
 from infinity.tokens import KeepSet, pack, pack_all
 from infinity.transformer.guidance import Guidance
 from stepvar_patch.policies import DensePolicy, StepVARPolicy
@@ -82,3 +83,11 @@ def test_an_echo_beside_both_rows_is_refused() -> None:
     rules = stopped(0.5) | {"-4": ScaleRule(guidance_echo=0.5)}
     with pytest.raises(UserError, match=r"scales\.-4\.guidance_echo is 0\.5"):
         toy_run(model, text, policy=DensePolicy(scales=rules))
+
+
+@pytest.mark.parametrize(("seen", "grid"), [((3, 5), (4, 7)), ((6, 6), (8, 8)), ((5, 4), (5, 3))])
+def test_stretching_along_both_axes_is_a_bilinear_resize(seen: Grid, grid: Grid) -> None:
+    maps = torch.randn(2, *seen, 6, generator=torch.Generator().manual_seed(1))
+    ours = stretched(stretched(maps, 1, grid[0]), 2, grid[1])
+    theirs = F.interpolate(maps.permute(0, 3, 1, 2), size=grid, mode="bilinear")
+    assert torch.allclose(ours, theirs.permute(0, 2, 3, 1), atol=1e-6)
