@@ -24,9 +24,9 @@ from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
 from infinity.training.image_cache import ImageCache, build_image_cache
 from infinity.training.log import TrainingLog
-from infinity.training.loop import Mark, train
+from infinity.training.loop import train
 from infinity.training.reconstruction_loss import corner_weights
-from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
+from infinity.training.run import TrainingRun, agreement, start_accelerator
 from infinity.training.source import BatchStream, TrainingData, load_training_data
 from infinity.training.tokenizer_evaluation import evaluate_round_trip
 from infinity.training.tokenizer_objective import StepOutput, TokenizerObjective
@@ -273,7 +273,7 @@ class TokenizerTrainer:
             until_seconds=until_seconds,
             log_every=config.log_every,
             on_first=lambda seconds: self.log.write("first step", seconds=seconds),
-            on_log=lambda output, since: self._log_step(run, output, since),
+            on_log=lambda output, steps_per_s: self._log_step(run, output, steps_per_s),
             recurring=(
                 (
                     config.sheet_every_seconds,
@@ -296,17 +296,14 @@ class TokenizerTrainer:
                 row[rng.randint(low, high) :] = False
         return shown[:, list(kept)], kept
 
-    def _log_step(self, run: TrainingRun, output: StepOutput, since: Mark) -> None:
-        synchronize(self.device)
-        steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]
-        rate = steps * self.config.batch_size * self.accelerator.num_processes / max(seconds, 1e-9)
+    def _log_step(self, run: TrainingRun, output: StepOutput, steps_per_s: float) -> None:
         decibels = 10 * (4 / output.squared_error.clamp_min(1e-10)).log10()
         self.log.write(
             "step",
             arm=self.objective.arm.name,
             step=run.budget.steps,
             seconds=run.budget.now(),
-            images_per_s=rate,
+            images_per_s=steps_per_s * self.config.batch_size * self.accelerator.num_processes,
             loss=float(output.loss.detach()),
             reconstruction=float(output.reconstruction),
             quantizer=float(output.quantizer),

@@ -25,8 +25,8 @@ from infinity.training.flip_bits import flip_bits
 from infinity.training.initialize import decays, initialize
 from infinity.training.latents import LatentCache, build_cache
 from infinity.training.log import TrainingLog
-from infinity.training.loop import Mark, train
-from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
+from infinity.training.loop import train
+from infinity.training.run import TrainingRun, agreement, start_accelerator
 from infinity.training.sheet import draw_prompts, save_grid
 from infinity.training.source import TrainingData, load_training_data
 from infinity.training.teacher_forcing import (
@@ -243,8 +243,8 @@ class TransformerTrainer:
             run.step(output.loss, budget.progress if phase.decay else 0.0)
             return ratio, output
 
-        def log(found: tuple[float, TransformerStep], since: Mark) -> None:
-            losses.append(self._log_step(run, number, phase, *found, since))
+        def log(found: tuple[float, TransformerStep], steps_per_s: float) -> None:
+            losses.append(self._log_step(run, number, phase, *found, steps_per_s))
 
         train(
             run,
@@ -300,11 +300,9 @@ class TransformerTrainer:
         phase: PhaseConfig,
         ratio: float,
         output: TransformerStep,
-        since: Mark,
+        steps_per_s: float,
     ) -> float:
-        synchronize(self.device)
-        steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]
-        images = steps * phase.batch_size * self.accelerator.num_processes / max(seconds, 1e-9)
+        images_per_s = steps_per_s * phase.batch_size * self.accelerator.num_processes
         shares = sum(aspect.share for aspect in phase.aspect_ratios)
         flops = sum(
             aspect.share
@@ -318,8 +316,8 @@ class TransformerTrainer:
             phase=number,
             step=run.budget.steps,
             seconds=run.budget.now(),
-            images_per_s=images,
-            tflops=images * flops / 1e12,
+            images_per_s=images_per_s,
+            tflops=images_per_s * flops / 1e12,
             aspect_ratio=ratio,
             loss=loss,
             scale_losses=output.scale_losses.tolist(),
