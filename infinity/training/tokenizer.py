@@ -10,28 +10,24 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from infinity.config import TokenizerConfig
 from infinity.errors import UserError
-from infinity.io.files import check_writable
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
-from infinity.training.budget import Budget, deadline_after
 from infinity.training.caption_net import CaptionNet, train_caption_net
 from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
 from infinity.training.image_cache import ImageCache, build_image_cache
-from infinity.training.log import TrainingLog
 from infinity.training.loop import train
 from infinity.training.reconstruction_loss import corner_weights
-from infinity.training.run import TrainingRun, agreement, start_accelerator
+from infinity.training.run import TrainingRun
+from infinity.training.session import open_session
 from infinity.training.source import BatchStream, TrainingData, load_training_data
 from infinity.training.tokenizer_evaluation import evaluate_round_trip
 from infinity.training.tokenizer_objective import StepOutput, TokenizerObjective
 
-CHECKPOINT = "checkpoint"
 GAINS_KEY = "quantizer.scale_gains"
 CORNER_CELLS = 2
 
@@ -99,14 +95,8 @@ class TokenizerTrainer:
             raise UserError(
                 "train is decoder, which needs resume_from: the checkpoint of a trained tokenizer."
             )
-        self.deadline = deadline_after(config.wall_seconds)
-        self.accelerator: Accelerator = start_accelerator(config.seed)
-        self.device = self.accelerator.device
-        self.folder = Path(config.output_dir)
-        check_writable(self.folder, "output_dir")
-        self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
-        self.log.start(config, self.device, self.accelerator.num_processes)
-        self.data = data or load_training_data(config.data, self.device)
+        self.session = open_session(config)
+        self.data = data or load_training_data(config.data, self.session.device)
         self.grids = scale_schedule(1.0, config.resolution).grids
         expected_px = self.grids[-1][0] * config.model.patch_size
         if self.data.held_out.shape[-1] != expected_px:
@@ -126,15 +116,15 @@ class TokenizerTrainer:
             config.arms[0],
             self._pixel_weights(),
             self._caption_net(),
-        ).to(self.device, memory_format=torch.channels_last)
-        if config.compile and self.device.type == "cuda":
+        ).to(self.session.device, memory_format=torch.channels_last)
+        if config.compile and self.session.device.type == "cuda":
             self.objective.encoder.compile()
             self.objective.decoder.compile()
         if config.train == "decoder":
             self.objective.encoder.requires_grad_(False)
         self.cache: ImageCache | None = None
-        self.model = self.accelerator.prepare_model(self.objective)
-        self.log.write(
+        self.model = self.session.accelerator.prepare_model(self.objective)
+        self.session.log.write(
             "model",
             encoder_parameters=sum(p.numel() for p in self.objective.encoder.parameters()),
             decoder_parameters=sum(p.numel() for p in self.objective.decoder.parameters()),
@@ -152,8 +142,10 @@ class TokenizerTrainer:
         if not wanted.weight:
             return None
         source = self.data.open(self.config.seed + 1, None)
-        net, record = train_caption_net(source, self.device, wanted.seconds, wanted.max_steps)
-        self.log.write("caption net", **record)
+        net, record = train_caption_net(
+            source, self.session.device, wanted.seconds, wanted.max_steps
+        )
+        self.session.log.write("caption net", **record)
         return wanted.weight, net
 
     def run(self) -> TokenizerResult:
@@ -168,22 +160,15 @@ class TokenizerTrainer:
         psnr = self._evaluate(run, "final")
         self._save(run, psnr)
         return TokenizerResult(
-            self.folder / CHECKPOINT, self.objective.arm.name, psnr, run.budget.steps
+            self.session.checkpoint, self.objective.arm.name, psnr, run.budget.steps
         )
 
     def _fresh_run(self, arm: QuantizerArm, steps: int = 0, seconds: float = 0.0) -> TrainingRun:
         self.objective.select(arm)
-        budget = Budget(
-            self.config.max_steps,
-            self.config.max_seconds,
-            steps,
-            seconds,
-            agreement(self.accelerator),
-            self.deadline,
-        )
+        budget = self.session.budget(self.config.max_steps, self.config.max_seconds, steps, seconds)
         return TrainingRun(
             self.objective,
-            self.accelerator,
+            self.session.accelerator,
             self.config.optimizer,
             lambda _, value: value.ndim >= 2,
             self.config.ema_window,
@@ -208,16 +193,16 @@ class TokenizerTrainer:
         return run
 
     def _image_cache(self) -> ImageCache:
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        rank, ranks = self.session.rank, self.session.processes
         source = self.data.open(self.config.seed + 100_003 * rank, None)
         images = max(self.config.batch_size, self.config.cache_images // ranks)
-        cache = build_image_cache(source, self.objective.features, images, self.device)
-        self.log.write("cache", images=len(cache), seconds=cache.seconds)
+        cache = build_image_cache(source, self.objective.features, images, self.session.device)
+        self.session.log.write("cache", images=len(cache), seconds=cache.seconds)
         return cache
 
     def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images, and their features where these are fixed, from a step of the run on."""
-        config, rank = self.config, self.accelerator.process_index
+        config, rank = self.config, self.session.rank
         seed = config.seed + 100_003 * rank
         if self.cache is None:
             for image, _ in BatchStream(self.data, seed, config.batch_size, step):
@@ -243,7 +228,7 @@ class TokenizerTrainer:
         chosen = best if best[0] > first[0] + self.config.prefer_margin_db else first
         self.objective.arm = chosen[2]
         self.objective.load_state_dict(chosen[3])
-        self.log.write(
+        self.session.log.write(
             "chosen",
             arm=chosen[2].name,
             psnr_db=[candidate[0] for candidate in candidates],
@@ -252,7 +237,7 @@ class TokenizerTrainer:
 
     def _train(self, run: TrainingRun, until_seconds: float | None) -> None:
         config, budget = self.config, run.budget
-        rank = self.accelerator.process_index
+        rank = self.session.rank
         batches = self._batches(budget.steps)
         self.objective.train()
 
@@ -261,7 +246,7 @@ class TokenizerTrainer:
             shown, kept = self._draw(image.shape[0], budget.steps, rank)
             image = image.contiguous(memory_format=torch.channels_last)
             output: StepOutput = self.model(
-                image, shown.to(self.device, non_blocking=True), kept, features=features
+                image, shown.to(self.session.device, non_blocking=True), kept, features=features
             )
             run.step(output.loss, budget.progress)
             return output
@@ -269,10 +254,10 @@ class TokenizerTrainer:
         train(
             run,
             step,
-            device=self.device,
+            device=self.session.device,
             until_seconds=until_seconds,
             log_every=config.log_every,
-            on_first=lambda seconds: self.log.write("first step", seconds=seconds),
+            on_first=lambda seconds: self.session.log.write("first step", seconds=seconds),
             on_log=lambda output, steps_per_s: self._log_step(run, output, steps_per_s),
             recurring=(
                 (
@@ -298,12 +283,12 @@ class TokenizerTrainer:
 
     def _log_step(self, run: TrainingRun, output: StepOutput, steps_per_s: float) -> None:
         decibels = 10 * (4 / output.squared_error.clamp_min(1e-10)).log10()
-        self.log.write(
+        self.session.log.write(
             "step",
             arm=self.objective.arm.name,
             step=run.budget.steps,
             seconds=run.budget.now(),
-            images_per_s=steps_per_s * self.config.batch_size * self.accelerator.num_processes,
+            images_per_s=steps_per_s * self.config.batch_size * self.session.processes,
             loss=float(output.loss.detach()),
             reconstruction=float(output.reconstruction),
             quantizer=float(output.quantizer),
@@ -314,14 +299,14 @@ class TokenizerTrainer:
 
     def _evaluate(self, run: TrainingRun, name: str) -> float:
         """Mean held-out round-trip PSNR of the averaged weights; logs it and writes a sheet."""
-        sheet = self.folder / "sheets" / f"{name}.png"
+        sheet = self.session.folder / "sheets" / f"{name}.png"
         with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
             found = evaluate_round_trip(
                 self.objective,
                 self.data.held_out,
-                sheet if self.accelerator.is_main_process else None,
+                sheet if self.session.is_main else None,
             )
-        self.log.write(
+        self.session.log.write(
             "evaluation", name=name, arm=self.objective.arm.name, step=run.budget.steps, **found
         )
         return float(found["psnr_db"])
@@ -331,4 +316,4 @@ class TokenizerTrainer:
         gains = {GAINS_KEY: self.objective.gains} if arm.gains else {}
         model = replace(self.config.model, scale_gains=len(self.grids) if arm.gains else 0)
         description = {"arm": asdict(arm), "tokenizer": asdict(model), "held_out_psnr_db": psnr}
-        run.save(self.folder / CHECKPOINT, self.config.checkpoint, description, gains)
+        run.save(self.session.checkpoint, self.config.checkpoint, description, gains)

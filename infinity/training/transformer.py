@@ -13,20 +13,18 @@ from torch import Tensor
 
 from infinity.config import ModelConfig, TextEncoderConfig
 from infinity.errors import UserError
-from infinity.io.files import check_writable
 from infinity.pipeline import InfinityPipeline
 from infinity.schedule import scale_schedule
 from infinity.text import TextEncoder, load_text_encoder
 from infinity.tokenizer.quantizer import self_correction
-from infinity.training.budget import Budget, deadline_after
 from infinity.training.checkpoint import read_index
 from infinity.training.config import PhaseConfig, TrainTransformerConfig
 from infinity.training.flip_bits import flip_bits
 from infinity.training.initialize import decays, initialize
 from infinity.training.latents import LatentCache, build_cache
-from infinity.training.log import TrainingLog
 from infinity.training.loop import train
-from infinity.training.run import TrainingRun, agreement, start_accelerator
+from infinity.training.run import TrainingRun
+from infinity.training.session import open_session
 from infinity.training.sheet import draw_prompts, save_grid
 from infinity.training.source import TrainingData, load_training_data
 from infinity.training.teacher_forcing import (
@@ -37,8 +35,6 @@ from infinity.training.teacher_forcing import (
 )
 from infinity.training.tokenizer import load_tokenizer
 from infinity.transformer.model import InfinityTransformer
-
-CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -91,14 +87,8 @@ class TransformerTrainer:
         text_encoder: TextEncoder | None = None,
     ) -> None:
         self.config = config
-        self.deadline = deadline_after(config.wall_seconds)
-        self.accelerator = start_accelerator(config.seed)
-        self.device = self.accelerator.device
-        self.folder = Path(config.output_dir)
-        check_writable(self.folder, "output_dir")
-        self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
-        self.log.start(config, self.device, self.accelerator.num_processes)
-        self.tokenizer = load_tokenizer(config.tokenizer_dir, self.device)
+        self.session = open_session(config)
+        self.tokenizer = load_tokenizer(config.tokenizer_dir, self.session.device)
         self.model_config = ModelConfig(
             name="training",
             resolution=config.resolution,
@@ -126,15 +116,17 @@ class TransformerTrainer:
         self.text_encoder = text_encoder or load_text_encoder(
             self.model_config.text_encoder,
             Path(config.text_encoder_dir),
-            self.device,
+            self.session.device,
             torch.float32,
         )
-        self.data = data or load_training_data(config.data, self.device)
-        self.model = initialize(InfinityTransformer(config.model)).to(self.device)
-        compiled = config.compile and self.device.type == "cuda"
+        self.data = data or load_training_data(config.data, self.session.device)
+        self.model = initialize(InfinityTransformer(config.model)).to(self.session.device)
+        compiled = config.compile and self.session.device.type == "cuda"
         if compiled:
             self.tokenizer.encoder.compile(dynamic=False)
-        self.objective = self.accelerator.prepare_model(TransformerObjective(self.model, compiled))
+        self.objective = self.session.accelerator.prepare_model(
+            TransformerObjective(self.model, compiled)
+        )
         largest = {
             ratio: max(a.share for p in config.phases for a in p.aspect_ratios if a.ratio == ratio)
             for ratio in self.schedules
@@ -146,28 +138,26 @@ class TransformerTrainer:
 
     def _build_cache(self, ratio: float, share: float) -> LatentCache:
         """Examples of one picture shape; only the first is worth compiling the encoder for."""
-        config, processes = self.config, self.accelerator.num_processes
+        config, processes = self.config, self.session.processes
         tokenizer = self.tokenizer.to(memory_format=torch.channels_last)
         grids = self.schedules[ratio].latent_grids(config.model.patchify)
         height, width = (side * self.tokenizer.config.patch_size for side in grids[-1])
         first = ratio == next(iter(self.schedules))
         with torch.compiler.set_stance("default" if first else "force_eager"):
             cache, times = build_cache(
-                self.data.open(
-                    config.seed + 7_919 * self.accelerator.process_index, (height, width)
-                ),
+                self.data.open(config.seed + 7_919 * self.session.rank, (height, width)),
                 tokenizer,
                 self.text_encoder,  # type: ignore[arg-type]
                 max(1, int(config.cache_images * share) // processes),
                 grids,
-                self.device,
+                self.session.device,
             )
         if cache.text.shape[1] > config.model.text_max_tokens:
             raise UserError(
                 f"model.text_max_tokens: {config.model.text_max_tokens}; the captions need "
                 f"{cache.text.shape[1]}."
             )
-        self.log.write(
+        self.session.log.write(
             "cache",
             aspect_ratio=ratio,
             images=len(cache),
@@ -183,11 +173,11 @@ class TransformerTrainer:
         config = self.config
         run = TrainingRun(
             self.model,
-            self.accelerator,
+            self.session.accelerator,
             config.optimizer,
             decays,
             config.ema_window,
-            Budget(1, 1.0),
+            self.session.budget(1, 1.0),
         )
         first, steps, seconds = self._resume(run)
         taken: list[int] = []
@@ -195,13 +185,11 @@ class TransformerTrainer:
         for number in range(first, len(config.phases)):
             phase = config.phases[number]
             resumed = number == first and steps > 0
-            run.budget = Budget(
+            run.budget = self.session.budget(
                 phase.max_steps,
                 phase.max_seconds,
                 steps if resumed else 0,
                 seconds if resumed else 0.0,
-                agreement(self.accelerator),
-                self.deadline,
             )
             if not resumed:
                 run.ema.restart()
@@ -209,7 +197,7 @@ class TransformerTrainer:
             taken.append(run.budget.steps)
             self._save(run, number)
             self._sheet(run, f"phase-{number}")
-        return TransformerResult(self.folder / CHECKPOINT, tuple(taken), loss)
+        return TransformerResult(self.session.checkpoint, tuple(taken), loss)
 
     def _resume(self, run: TrainingRun) -> tuple[int, int, float]:
         """First phase to run, and the steps and seconds of it that are already done."""
@@ -220,17 +208,17 @@ class TransformerTrainer:
             raise UserError(f"{folder}: this checkpoint holds no transformer run.")
         if self.config.resume == "weights":
             run.start_from(folder)
-            self.log.write("started from", folder=str(folder))
+            self.session.log.write("started from", folder=str(folder))
             return 0, 0, 0.0
         index = run.load(folder)
-        self.log.write("resumed", steps=index["steps"], phase=index["phase"])
+        self.session.log.write("resumed", steps=index["steps"], phase=index["phase"])
         return index["phase"], index["steps"], index["seconds"]
 
     def _train(self, run: TrainingRun, number: int, phase: PhaseConfig) -> float:
         config, budget = self.config, run.budget
         plans = {
             ratio: sequence_plan(
-                schedule, phase.scales, config.model, config.scale_weights, self.device
+                schedule, phase.scales, config.model, config.scale_weights, self.session.device
             )
             for ratio, schedule in self.schedules.items()
         }
@@ -249,10 +237,10 @@ class TransformerTrainer:
         train(
             run,
             step,
-            device=self.device,
+            device=self.session.device,
             until_seconds=None,
             log_every=config.log_every,
-            on_first=lambda s: self.log.write("first step", phase=number, seconds=s),
+            on_first=lambda s: self.session.log.write("first step", phase=number, seconds=s),
             on_log=log,
             recurring=(
                 (
@@ -278,10 +266,10 @@ class TransformerTrainer:
             phase.aspect_ratios, [aspect.share for aspect in phase.aspect_ratios]
         )
         cache, schedule = self.caches[aspect.ratio], self.schedules[aspect.ratio]
-        generator = torch.Generator(self.device)
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
+        generator = torch.Generator(self.session.device)
+        rank, ranks = self.session.rank, self.session.processes
         generator.manual_seed(((config.seed * 64 + number) * 2**32 + step) * ranks + rank)
-        rows = torch.randint(len(cache), (size,), generator=generator, device=self.device)
+        rows = torch.randint(len(cache), (size,), generator=generator, device=self.session.device)
         features, text, valid = cache.batch(rows)
         inputs, labels = self_correction(
             features,
@@ -290,7 +278,7 @@ class TransformerTrainer:
             patchify=config.model.patchify,
             gains=self.tokenizer.gains,
         )
-        chance = torch.rand(size, generator=generator, device=self.device)
+        chance = torch.rand(size, generator=generator, device=self.session.device)
         return aspect.ratio, (inputs, labels, text, valid, chance < config.condition_dropout)
 
     def _log_step(
@@ -302,7 +290,7 @@ class TransformerTrainer:
         output: TransformerStep,
         steps_per_s: float,
     ) -> float:
-        images_per_s = steps_per_s * phase.batch_size * self.accelerator.num_processes
+        images_per_s = steps_per_s * phase.batch_size * self.session.processes
         shares = sum(aspect.share for aspect in phase.aspect_ratios)
         flops = sum(
             aspect.share
@@ -311,7 +299,7 @@ class TransformerTrainer:
             for aspect in phase.aspect_ratios
         )
         loss = float(output.loss.detach())
-        self.log.write(
+        self.session.log.write(
             "step",
             phase=number,
             step=run.budget.steps,
@@ -329,7 +317,7 @@ class TransformerTrainer:
     @torch.no_grad()
     def _sheet(self, run: TrainingRun, name: str) -> None:
         """Pictures of the configured prompts with the averaged weights."""
-        if not self.accelerator.is_main_process or not self.config.sheet_prompts:
+        if not self.session.is_main or not self.config.sheet_prompts:
             return
         pipeline = InfinityPipeline(
             config=self.model_config,
@@ -337,7 +325,7 @@ class TransformerTrainer:
             tokenizer=self.tokenizer,
             text_encoder=self.text_encoder,
             digest="training",
-            device=self.device,
+            device=self.session.device,
             dtype=torch.float32,
             max_batch_size=8,
         )
@@ -345,7 +333,7 @@ class TransformerTrainer:
         with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
             images = draw_prompts(pipeline, self.config.sheet_prompts, self.config.sheet_guidance)
         self.model.train()
-        save_grid(images, self.folder / "sheets" / f"{name}.png")
+        save_grid(images, self.session.folder / "sheets" / f"{name}.png")
 
     def _save(self, run: TrainingRun, number: int) -> None:
         description = {
@@ -354,4 +342,4 @@ class TransformerTrainer:
             "tokenizer_dir": self.config.tokenizer_dir,
             "config": asdict(self.config),
         }
-        run.save(self.folder / CHECKPOINT, self.config.checkpoint, description)
+        run.save(self.session.checkpoint, self.config.checkpoint, description)

@@ -32,9 +32,10 @@ def steps(tokenizer_dir: str, folder: Path) -> None:
         CONFIG, output_dir=str(folder), tokenizer_dir=tokenizer_dir, cache_images=images
     )
     trainer = TransformerTrainer(config, data, WordEncoder())
-    accelerator = trainer.accelerator
+    accelerator = trainer.session.accelerator
     rank, ranks = accelerator.process_index, accelerator.num_processes
-    trainer.accelerator = SimpleNamespace(process_index=0, num_processes=1)  # type: ignore
+    alone = SimpleNamespace(process_index=0, num_processes=1, device=accelerator.device)
+    trainer.session = replace(trainer.session, accelerator=alone)  # type: ignore
     optimizer = replace(config.optimizer, clip_norm=1e9)
     run = TrainingRun(trainer.model, accelerator, optimizer, decays, 4, Budget(9, 1e6))
     plan = sequence_plan(
