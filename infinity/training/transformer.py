@@ -20,6 +20,7 @@ from infinity.tokenizer.quantizer import self_correction
 from infinity.training.checkpoint import read_index
 from infinity.training.config import PhaseConfig, TrainTransformerConfig
 from infinity.training.flip_bits import flip_bits
+from infinity.training.flops import phase_flops
 from infinity.training.initialize import decays, initialize
 from infinity.training.latents import LatentCache, build_cache
 from infinity.training.loop import train
@@ -31,7 +32,6 @@ from infinity.training.teacher_forcing import (
     TransformerObjective,
     TransformerStep,
     sequence_plan,
-    training_flops,
 )
 from infinity.training.tokenizer import load_tokenizer
 from infinity.transformer.model import InfinityTransformer
@@ -291,13 +291,7 @@ class TransformerTrainer:
         steps_per_s: float,
     ) -> float:
         images_per_s = steps_per_s * phase.batch_size * self.session.processes
-        shares = sum(aspect.share for aspect in phase.aspect_ratios)
-        flops = sum(
-            aspect.share
-            / shares
-            * training_flops(self.config.model, self.schedules[aspect.ratio], phase.scales)
-            for aspect in phase.aspect_ratios
-        )
+        flops = phase_flops(self.config.model, self.schedules, phase)
         loss = float(output.loss.detach())
         self.session.log.write(
             "step",
