@@ -4,36 +4,28 @@ Source: spec infinity-transformer §11 and embedded-model, "Recommended recipe";
 2412.04431), sec. 3.
 """
 
-import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from infinity.config import ModelConfig, TextEncoderConfig
 from infinity.errors import UserError
 from infinity.pipeline import InfinityPipeline
-from infinity.schedule import scale_schedule
 from infinity.text import TextEncoder, load_text_encoder
-from infinity.tokenizer.quantizer import self_correction
 from infinity.training.checkpoint import read_index
 from infinity.training.config import PhaseConfig, TrainTransformerConfig
-from infinity.training.flip_bits import flip_bits
 from infinity.training.flops import phase_flops
 from infinity.training.initialize import decays, initialize
-from infinity.training.latents import LatentCache, build_cache
+from infinity.training.latents import LatentCache
 from infinity.training.loop import train
 from infinity.training.run import TrainingRun
 from infinity.training.session import open_session
 from infinity.training.sheet import draw_prompts, save_grid
 from infinity.training.source import TrainingData, load_training_data
-from infinity.training.teacher_forcing import (
-    TransformerObjective,
-    TransformerStep,
-    sequence_plan,
-)
+from infinity.training.teacher_forcing import TransformerObjective, TransformerStep, sequence_plan
 from infinity.training.tokenizer import load_tokenizer
+from infinity.training.transformer_batches import TransformerBatches, latent_caches, phase_schedules
 from infinity.transformer.model import InfinityTransformer
 
 
@@ -100,19 +92,7 @@ class TransformerTrainer:
                 max_tokens=config.model.text_max_tokens,
             ),
         )
-        self.schedules = {
-            aspect.ratio: scale_schedule(
-                aspect.ratio, config.resolution, config.model.rope_reference
-            )
-            for phase in config.phases
-            for aspect in phase.aspect_ratios
-        }
-        scales = len(next(iter(self.schedules.values())))
-        if any(phase.scales > scales for phase in config.phases):
-            raise UserError(
-                f"phases: {max(p.scales for p in config.phases)} scales asked for, resolution "
-                f"{config.resolution} has {scales}."
-            )
+        self.schedules = phase_schedules(config)
         self.text_encoder = text_encoder or load_text_encoder(
             self.model_config.text_encoder,
             Path(config.text_encoder_dir),
@@ -127,47 +107,32 @@ class TransformerTrainer:
         self.objective = self.session.accelerator.prepare_model(
             TransformerObjective(self.model, compiled)
         )
-        largest = {
-            ratio: max(a.share for p in config.phases for a in p.aspect_ratios if a.ratio == ratio)
-            for ratio in self.schedules
-        }
-        self.caches = {
-            ratio: self._build_cache(ratio, share / sum(largest.values()))
-            for ratio, share in largest.items()
-        }
-
-    def _build_cache(self, ratio: float, share: float) -> LatentCache:
-        """Examples of one picture shape; only the first is worth compiling the encoder for."""
-        config, processes = self.config, self.session.processes
-        tokenizer = self.tokenizer.to(memory_format=torch.channels_last)
-        grids = self.schedules[ratio].latent_grids(config.model.patchify)
-        height, width = (side * self.tokenizer.config.patch_size for side in grids[-1])
-        first = ratio == next(iter(self.schedules))
-        with torch.compiler.set_stance("default" if first else "force_eager"):
-            cache, times = build_cache(
-                self.data.open(config.seed + 7_919 * self.session.rank, (height, width)),
-                tokenizer,
-                self.text_encoder,  # type: ignore[arg-type]
-                max(1, int(config.cache_images * share) // processes),
-                grids,
-                self.session.device,
-            )
-        if cache.text.shape[1] > config.model.text_max_tokens:
-            raise UserError(
-                f"model.text_max_tokens: {config.model.text_max_tokens}; the captions need "
-                f"{cache.text.shape[1]}."
-            )
-        self.session.log.write(
-            "cache",
-            aspect_ratio=ratio,
-            images=len(cache),
-            image_s=times.image_s,
-            text_s=times.text_s,
-            bit_agreement=times.bit_agreement,
-            text_slots=cache.text.shape[1],
-            parameters=sum(p.numel() for p in self.model.parameters()),
+        self.batches = TransformerBatches(
+            config=config,
+            schedules=self.schedules,
+            caches=self._latent_caches(),
+            gains=self.tokenizer.gains,
+            rank=self.session.rank,
+            processes=self.session.processes,
         )
-        return cache
+
+    def _latent_caches(self) -> dict[float, LatentCache]:
+        config, parts = self.config, (self.data, self.tokenizer, self.text_encoder)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        caches = {}
+        for ratio, cache, times in latent_caches(config, self.session, self.schedules, *parts):
+            self.session.log.write(
+                "cache",
+                aspect_ratio=ratio,
+                images=len(cache),
+                image_s=times.image_s,
+                text_s=times.text_s,
+                bit_agreement=times.bit_agreement,
+                text_slots=cache.text.shape[1],
+                parameters=parameters,
+            )
+            caches[ratio] = cache
+        return caches
 
     def run(self) -> TransformerResult:
         config = self.config
@@ -226,7 +191,7 @@ class TransformerTrainer:
         losses = [float("nan")]
 
         def step() -> tuple[float, TransformerStep]:
-            ratio, batch = self._batch(number, phase, budget.steps)
+            ratio, batch = self.batches.draw(number, phase, budget.steps)
             output: TransformerStep = self.objective(*batch, plans[ratio])
             run.step(output.loss, budget.progress if phase.decay else 0.0)
             return ratio, output
@@ -251,35 +216,6 @@ class TransformerTrainer:
             ),
         )
         return losses[-1]
-
-    @torch.no_grad()
-    def _batch(
-        self, number: int, phase: PhaseConfig, step: int
-    ) -> tuple[float, tuple[Tensor, ...]]:
-        """Aspect ratio; inputs, labels, text, its valid slots and the images whose text is dropped.
-
-        A pure function of the seed, the process, the phase and the step; the aspect ratio is that
-        of all processes.
-        """
-        config, size = self.config, phase.batch_size
-        (aspect,) = random.Random(f"{config.seed}/{number}/{step}").choices(
-            phase.aspect_ratios, [aspect.share for aspect in phase.aspect_ratios]
-        )
-        cache, schedule = self.caches[aspect.ratio], self.schedules[aspect.ratio]
-        generator = torch.Generator(self.session.device)
-        rank, ranks = self.session.rank, self.session.processes
-        generator.manual_seed(((config.seed * 64 + number) * 2**32 + step) * ranks + rank)
-        rows = torch.randint(len(cache), (size,), generator=generator, device=self.session.device)
-        features, text, valid = cache.batch(rows)
-        inputs, labels = self_correction(
-            features,
-            schedule.latent_grids(config.model.patchify)[: phase.scales],
-            flip_bits(config.self_correction, size, phase.scales, generator),
-            patchify=config.model.patchify,
-            gains=self.tokenizer.gains,
-        )
-        chance = torch.rand(size, generator=generator, device=self.session.device)
-        return aspect.ratio, (inputs, labels, text, valid, chance < config.condition_dropout)
 
     def _log_step(
         self,
