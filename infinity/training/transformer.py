@@ -9,9 +9,7 @@ from pathlib import Path
 
 import torch
 
-from infinity.config import ModelConfig, TextEncoderConfig
 from infinity.errors import UserError
-from infinity.pipeline import InfinityPipeline
 from infinity.text import TextEncoder, load_text_encoder
 from infinity.training.checkpoint import read_index
 from infinity.training.config import PhaseConfig, TrainTransformerConfig
@@ -19,9 +17,10 @@ from infinity.training.flops import phase_flops
 from infinity.training.initialize import decays, initialize
 from infinity.training.latents import LatentCache
 from infinity.training.loop import train
+from infinity.training.prompt_sheet import draw_prompts, training_model_config, training_pipeline
 from infinity.training.run import TrainingRun
 from infinity.training.session import open_session
-from infinity.training.sheet import draw_prompts, save_grid
+from infinity.training.sheet import save_grid
 from infinity.training.source import TrainingData, load_training_data
 from infinity.training.teacher_forcing import TransformerObjective, TransformerStep, sequence_plan
 from infinity.training.tokenizer import load_tokenizer
@@ -81,17 +80,7 @@ class TransformerTrainer:
         self.config = config
         self.session = open_session(config)
         self.tokenizer = load_tokenizer(config.tokenizer_dir, self.session.device)
-        self.model_config = ModelConfig(
-            name="training",
-            resolution=config.resolution,
-            transformer=config.model,
-            tokenizer=self.tokenizer.config,
-            text_encoder=TextEncoderConfig(
-                kind="minilm",
-                width=config.model.text_width,
-                max_tokens=config.model.text_max_tokens,
-            ),
-        )
+        self.model_config = training_model_config(config, self.tokenizer.config)
         self.schedules = phase_schedules(config)
         self.text_encoder = text_encoder or load_text_encoder(
             self.model_config.text_encoder,
@@ -125,9 +114,7 @@ class TransformerTrainer:
                 "cache",
                 aspect_ratio=ratio,
                 images=len(cache),
-                image_s=times.image_s,
-                text_s=times.text_s,
-                bit_agreement=times.bit_agreement,
+                **asdict(times),
                 text_slots=cache.text.shape[1],
                 parameters=parameters,
             )
@@ -150,12 +137,8 @@ class TransformerTrainer:
         for number in range(first, len(config.phases)):
             phase = config.phases[number]
             resumed = number == first and steps > 0
-            run.budget = self.session.budget(
-                phase.max_steps,
-                phase.max_seconds,
-                steps if resumed else 0,
-                seconds if resumed else 0.0,
-            )
+            used = (steps, seconds) if resumed else (0, 0.0)
+            run.budget = self.session.budget(phase.max_steps, phase.max_seconds, *used)
             if not resumed:
                 run.ema.restart()
             loss = self._train(run, number, phase)
@@ -249,16 +232,8 @@ class TransformerTrainer:
         """Pictures of the configured prompts with the averaged weights."""
         if not self.session.is_main or not self.config.sheet_prompts:
             return
-        pipeline = InfinityPipeline(
-            config=self.model_config,
-            transformer=self.model,
-            tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
-            digest="training",
-            device=self.session.device,
-            dtype=torch.float32,
-            max_batch_size=8,
-        )
+        parts = self.model, self.tokenizer, self.text_encoder
+        pipeline = training_pipeline(self.model_config, *parts, self.session.device)
         self.model.eval()
         with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
             images = draw_prompts(pipeline, self.config.sheet_prompts, self.config.sheet_guidance)
