@@ -6,18 +6,16 @@ and the perceptual network, where one is asked for, is trained on the spot (``ca
 
 import random
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from infinity.config import TokenizerConfig
 from infinity.errors import UserError
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.training.caption_net import CaptionNet, train_caption_net
-from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
 from infinity.training.image_cache import ImageCache, build_image_cache
 from infinity.training.loop import train
@@ -25,10 +23,14 @@ from infinity.training.reconstruction_loss import corner_weights
 from infinity.training.run import TrainingRun
 from infinity.training.session import open_session
 from infinity.training.source import BatchStream, TrainingData, load_training_data
+from infinity.training.tokenizer_checkpoint import (
+    read_tokenizer_run,
+    restore_tokenizer_run,
+    save_tokenizer_run,
+)
 from infinity.training.tokenizer_evaluation import evaluate_round_trip
 from infinity.training.tokenizer_objective import StepOutput, TokenizerObjective
 
-GAINS_KEY = "quantizer.scale_gains"
 CORNER_CELLS = 2
 
 
@@ -63,22 +65,6 @@ def run_tokenizer(
         UserError: data or the checkpoint to resume from is missing or does not fit.
     """
     return TokenizerTrainer(config, data).run()
-
-
-def load_tokenizer(folder: str | Path, device: torch.device | str = "cpu") -> BSQTokenizer:
-    """The averaged weights of a tokenizer checkpoint, fp32, frozen.
-
-    Raises:
-        UserError: the folder holds no complete tokenizer checkpoint.
-    """
-    folder = Path(folder)
-    stored = read_index(folder).get("tokenizer")
-    if stored is None:
-        raise UserError(f"{folder}: this checkpoint holds no tokenizer.")
-    stored["channel_multipliers"] = tuple(stored["channel_multipliers"])
-    tokenizer = BSQTokenizer(TokenizerConfig(**stored))
-    tokenizer.load_state_dict(load_tensors(folder, "ema"))
-    return tokenizer.to(device).eval().requires_grad_(False)
 
 
 class TokenizerTrainer:
@@ -176,18 +162,11 @@ class TokenizerTrainer:
         )
 
     def _resumed(self, folder: Path) -> TrainingRun:
-        index = read_index(folder)
-        if "arm" not in index:
-            raise UserError(f"{folder}: this checkpoint holds no tokenizer run.")
-        keep = self.config.resume == "continue"
-        steps, seconds = (index["steps"], index["seconds"]) if keep else (0, 0.0)
-        run = self._fresh_run(QuantizerArm(**index["arm"]), steps, seconds)
-        if keep:
-            run.load(folder)
-        else:
-            run.start_from(folder)
-        if GAINS_KEY in (stored := load_tensors(folder, "raw" if keep else "ema")):
-            self.objective.gains.copy_(stored[GAINS_KEY])
+        arm, index = read_tokenizer_run(folder)
+        anew = self.config.resume == "weights"
+        used = (0, 0.0) if anew else (index["steps"], index["seconds"])
+        run = self._fresh_run(arm, *used)
+        restore_tokenizer_run(folder, run, self.objective, anew=anew)
         if self.config.train == "decoder":
             self.cache = self._image_cache()
         return run
@@ -312,8 +291,5 @@ class TokenizerTrainer:
         return float(found["psnr_db"])
 
     def _save(self, run: TrainingRun, psnr: float | None) -> None:
-        arm = self.objective.arm
-        gains = {GAINS_KEY: self.objective.gains} if arm.gains else {}
-        model = replace(self.config.model, scale_gains=len(self.grids) if arm.gains else 0)
-        description = {"arm": asdict(arm), "tokenizer": asdict(model), "held_out_psnr_db": psnr}
-        run.save(self.session.checkpoint, self.config.checkpoint, description, gains)
+        config, folder = self.config, self.session.checkpoint
+        save_tokenizer_run(folder, run, self.objective, config.model, config.checkpoint, psnr)

@@ -23,7 +23,7 @@ from infinity.training.session import open_session
 from infinity.training.sheet import save_grid
 from infinity.training.source import TrainingData, load_training_data
 from infinity.training.teacher_forcing import TransformerObjective, TransformerStep, sequence_plan
-from infinity.training.tokenizer import load_tokenizer
+from infinity.training.tokenizer_checkpoint import load_tokenizer
 from infinity.training.transformer_batches import TransformerBatches, latent_caches, phase_schedules
 from infinity.transformer.model import InfinityTransformer
 
