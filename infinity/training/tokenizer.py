@@ -19,6 +19,7 @@ from infinity.training.caption_net import CaptionNet, train_caption_net
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
 from infinity.training.image_cache import ImageCache, build_image_cache
 from infinity.training.loop import train
+from infinity.training.quantizer_arms import choose, compare_arms
 from infinity.training.reconstruction_loss import corner_weights
 from infinity.training.run import TrainingRun
 from infinity.training.session import open_session
@@ -193,26 +194,22 @@ class TokenizerTrainer:
 
     def _better_arm(self) -> TrainingRun:
         """The run of the arm to continue; the model holds its weights."""
-        initial = {key: value.clone() for key, value in self.objective.state_dict().items()}
-        candidates: list[tuple[float, TrainingRun, QuantizerArm, dict[str, Tensor]]] = []
-        for arm in self.config.arms:
-            self.objective.load_state_dict(initial)
-            run = self._fresh_run(arm)
-            self._train(run, self.config.compare_seconds)
-            psnr = self._evaluate(run, f"arm-{arm.name}")
-            weights = {key: value.clone() for key, value in self.objective.state_dict().items()}
-            candidates.append((psnr, run, arm, weights))
-        first, *others = candidates
-        best = max(others, key=lambda candidate: candidate[0])
-        chosen = best if best[0] > first[0] + self.config.prefer_margin_db else first
-        self.objective.arm = chosen[2]
-        self.objective.load_state_dict(chosen[3])
+        candidates = compare_arms(self.objective, self.config.arms, self._attempt)
+        chosen = choose(candidates, self.config.prefer_margin_db)
+        self.objective.arm = chosen.arm
+        self.objective.load_state_dict(chosen.state)
         self.session.log.write(
             "chosen",
-            arm=chosen[2].name,
-            psnr_db=[candidate[0] for candidate in candidates],
+            arm=chosen.arm.name,
+            psnr_db=[candidate.psnr_db for candidate in candidates],
         )
-        return chosen[1]
+        return chosen.run
+
+    def _attempt(self, arm: QuantizerArm) -> tuple[TrainingRun, float]:
+        """A run of an arm as far as the comparison goes, and its PSNR there."""
+        run = self._fresh_run(arm)
+        self._train(run, self.config.compare_seconds)
+        return run, self._evaluate(run, f"arm-{arm.name}")
 
     def _train(self, run: TrainingRun, until_seconds: float | None) -> None:
         config, budget = self.config, run.budget
