@@ -4,8 +4,6 @@ Source: spec bsq-vae §7 and embedded-model, parts C and "Decisions"; deviations
 and the perceptual network, where one is asked for, is trained on the spot (``caption_net.py``).
 """
 
-import random
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,13 +15,13 @@ from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.training.caption_net import CaptionNet, train_caption_net
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
-from infinity.training.image_cache import ImageCache, build_image_cache
 from infinity.training.loop import train
 from infinity.training.quantizer_arms import choose, compare_arms
 from infinity.training.reconstruction_loss import corner_weights
 from infinity.training.run import TrainingRun
 from infinity.training.session import open_session
-from infinity.training.source import BatchStream, TrainingData, load_training_data
+from infinity.training.source import TrainingData, load_training_data
+from infinity.training.tokenizer_batches import TokenizerBatches
 from infinity.training.tokenizer_checkpoint import (
     read_tokenizer_run,
     restore_tokenizer_run,
@@ -94,12 +92,7 @@ class TokenizerTrainer:
         self.objective = TokenizerObjective(
             BSQTokenizer(replace(config.model, scale_gains=0)),
             self.grids,
-            (
-                config.l1_weight,
-                config.l2_weight,
-                config.gradient_weight,
-                config.log_error_weight,
-            ),
+            (config.l1_weight, config.l2_weight, config.gradient_weight, config.log_error_weight),
             config.arms[0],
             self._pixel_weights(),
             self._caption_net(),
@@ -109,7 +102,7 @@ class TokenizerTrainer:
             self.objective.decoder.compile()
         if config.train == "decoder":
             self.objective.encoder.requires_grad_(False)
-        self.cache: ImageCache | None = None
+        self.batches = TokenizerBatches(config, self.session, self.data, len(self.grids))
         self.model = self.session.accelerator.prepare_model(self.objective)
         self.session.log.write(
             "model",
@@ -169,28 +162,8 @@ class TokenizerTrainer:
         run = self._fresh_run(arm, *used)
         restore_tokenizer_run(folder, run, self.objective, anew=anew)
         if self.config.train == "decoder":
-            self.cache = self._image_cache()
+            self.batches.hold(self.objective.features)
         return run
-
-    def _image_cache(self) -> ImageCache:
-        rank, ranks = self.session.rank, self.session.processes
-        source = self.data.open(self.config.seed + 100_003 * rank, None)
-        images = max(self.config.batch_size, self.config.cache_images // ranks)
-        cache = build_image_cache(source, self.objective.features, images, self.session.device)
-        self.session.log.write("cache", images=len(cache), seconds=cache.seconds)
-        return cache
-
-    def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Images, and their features where these are fixed, from a step of the run on."""
-        config, rank = self.config, self.session.rank
-        seed = config.seed + 100_003 * rank
-        if self.cache is None:
-            for image, _ in BatchStream(self.data, seed, config.batch_size, step):
-                yield image, None
-        else:
-            while True:
-                yield self.cache.draw(seed, step, config.batch_size)
-                step += 1
 
     def _better_arm(self) -> TrainingRun:
         """The run of the arm to continue; the model holds its weights."""
@@ -213,17 +186,11 @@ class TokenizerTrainer:
 
     def _train(self, run: TrainingRun, until_seconds: float | None) -> None:
         config, budget = self.config, run.budget
-        rank = self.session.rank
-        batches = self._batches(budget.steps)
+        batches = self.batches.after(budget.steps, self.objective.arm.scale_drop)
         self.objective.train()
 
         def step() -> StepOutput:
-            image, features = next(batches)
-            shown, kept = self._draw(image.shape[0], budget.steps, rank)
-            image = image.contiguous(memory_format=torch.channels_last)
-            output: StepOutput = self.model(
-                image, shown.to(self.session.device, non_blocking=True), kept, features=features
-            )
+            output: StepOutput = self.model(*next(batches))
             run.step(output.loss, budget.progress)
             return output
 
@@ -243,19 +210,6 @@ class TokenizerTrainer:
                 (config.checkpoint.every_seconds, lambda: self._save(run, None)),
             ),
         )
-
-    def _draw(self, images: int, step: int, rank: int) -> tuple[Tensor, tuple[bool, ...]]:
-        """Which scales each image is decoded from, and which scales take part in the step."""
-        rng = random.Random(f"{self.config.seed}/{step}")
-        drop = self.objective.arm.scale_drop
-        kept = (*(rng.random() >= drop for _ in self.grids[:-1]), True)
-        rng = random.Random(f"{self.config.seed}/{step}/{rank}")
-        low, high = self.config.prefix_scales
-        shown = torch.ones(images, len(self.grids), dtype=torch.bool)
-        for row in shown:
-            if rng.random() < self.config.prefix_probability:
-                row[rng.randint(low, high) :] = False
-        return shown[:, list(kept)], kept
 
     def _log_step(self, run: TrainingRun, output: StepOutput, steps_per_s: float) -> None:
         decibels = 10 * (4 / output.squared_error.clamp_min(1e-10)).log10()
