@@ -11,7 +11,7 @@ from infinity.config import PRESETS, ModelConfig, TransformerConfig
 from infinity.errors import UserError
 from infinity.tokenizer.autoencoder import BSQTokenizer
 from infinity.training.checkpoint import load_tensors, read_index
-from infinity.training.tokenizer import load_tokenizer
+from infinity.training.tokenizer_checkpoint import load_tokenizer
 from infinity.transformer.model import InfinityTransformer
 
 Storage = Literal["int8", "float16"]

@@ -9,8 +9,6 @@ import torch
 from infinity.training.run import TrainingRun, synchronize
 
 Output = TypeVar("Output")
-Mark = tuple[int, float]
-"""Steps and seconds of a budget at some moment."""
 
 
 def train(
@@ -21,7 +19,7 @@ def train(
     until_seconds: float | None,
     log_every: int,
     on_first: Callable[[float], None],
-    on_log: Callable[[Output, Mark], None],
+    on_log: Callable[[Output, float], None],
     recurring: tuple[tuple[float, Callable[[], object]], ...],
 ) -> None:
     """Takes steps until the run's budget, or an earlier limit, is spent.
@@ -33,7 +31,7 @@ def train(
         until_seconds: earlier limit of training seconds; None is the whole budget.
         log_every: steps between log rows.
         on_first: told the seconds of the first step.
-        on_log: told a step's output, and where the budget stood at the last row.
+        on_log: told a step's output, and the steps per second since the last row.
         recurring: seconds between two calls, and what is called while the clock stands still.
     """
     budget = run.budget
@@ -48,7 +46,9 @@ def train(
             budget.start()
             logged = (budget.steps, budget.seconds)
         elif budget.steps % log_every == 0:
-            on_log(output, logged)
+            synchronize(device)
+            steps, seconds = budget.steps - logged[0], budget.now() - logged[1]
+            on_log(output, steps / max(seconds, 1e-9))
             logged = (budget.steps, budget.now())
         now = time.monotonic()
         for index, (seconds, work) in enumerate(recurring):

@@ -1,12 +1,11 @@
-"""What every training run has: an accelerator, an optimiser, an average of the weights, a clock."""
+"""What every training run trains with: an optimiser, an average of the weights, a budget."""
 
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.utils import parse_flag_from_env, set_seed
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from infinity.training.budget import Budget, learning_rate
@@ -23,31 +22,6 @@ from infinity.training.ema import ExponentialMovingAverage
 
 Decays = Callable[[str, Tensor], bool]
 """``(parameter name, parameter) → whether weight decay applies``."""
-
-
-def start_accelerator(seed: int) -> Accelerator:
-    """Accelerator with bf16 autocast on CUDA and fp32 elsewhere, and seeded generators.
-
-    ``ACCELERATE_USE_CPU=true`` in the environment keeps it off the GPU. Without ``cpu=True``
-    accelerate would let the processes of a CPU launch train apart, without a word.
-    """
-    cpu = not torch.cuda.is_available() or parse_flag_from_env("ACCELERATE_USE_CPU")
-    cuda = PartialState(cpu=cpu).device.type == "cuda"
-    accelerator = Accelerator(mixed_precision="bf16" if cuda else "no", cpu=cpu)
-    set_seed(seed)
-    if cuda:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.benchmark = True
-    return accelerator
-
-
-def agreement(accelerator: Accelerator) -> Callable[[float], float]:
-    """The mean over processes of a host number; the number itself with one process."""
-    if accelerator.num_processes == 1:
-        return float
-    return lambda value: float(
-        accelerator.reduce(torch.tensor(value, device=accelerator.device), reduction="mean")
-    )
 
 
 def synchronize(device: torch.device) -> None:

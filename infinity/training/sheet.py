@@ -9,11 +9,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from infinity.pipeline import InfinityPipeline
-
 COLUMNS = 8
-SAMPLED_SCALES = 3
-"""Leading scales drawn at temperature 1; it falls to nearly greedy over the others."""
 
 
 def save_sheet(rows: Sequence[Float[Tensor, "n 3 H W"]], path: Path) -> None:
@@ -31,22 +27,3 @@ def save_grid(images: Sequence[Float[Tensor, "3 H W"]], path: Path) -> None:
     blank = [torch.ones_like(images[0])] * (-len(images) % columns)
     padded = [*images, *blank]
     save_sheet([torch.stack(padded[i : i + columns]) for i in range(0, len(padded), columns)], path)
-
-
-def draw_prompts(
-    pipeline: InfinityPipeline, prompts: Sequence[str], guidance_scale: float
-) -> list[Float[Tensor, "3 H W"]]:
-    """One picture in [-1, 1] per prompt; seeds count up, so sheets of a run can be compared."""
-    scales = len(pipeline.schedule())
-    falling = max(1, scales - SAMPLED_SCALES)
-    temperature = [
-        min(1.0, max(0.05, 1 - (si + 1 - SAMPLED_SCALES) / falling)) for si in range(scales)
-    ]
-    images = pipeline(
-        list(prompts),
-        guidance_scale=guidance_scale,
-        temperature=temperature,
-        seed=list(range(len(prompts))),
-        output_type="pt",
-    ).images
-    return [image.clone() * 2 - 1 for image in images]

@@ -250,14 +250,3 @@ class TransformerObjective(nn.Module):
             scale_losses.detach(),
             (plan.scale_mean * token_accuracies).sum(dim=1),
         )
-
-
-def training_flops(config: TransformerConfig, schedule: ScaleSchedule, scales: int) -> int:
-    """Floating-point operations of one image's forward and backward pass (matrix products only)."""
-    counts, ends = schedule.tokens_per_scale[:scales], schedule.offsets[1 : scales + 1]
-    width, tokens = config.width, sum(counts)
-    linears = tokens * (6 * width**2 + 2 * width * config.ffn_width)
-    attended = sum(count * end for count, end in zip(counts, ends, strict=True))
-    block = linears + 2 * width * attended
-    ends_cost = tokens * width * 3 * config.token_bits
-    return 3 * 2 * (config.depth * block + ends_cost)

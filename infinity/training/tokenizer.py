@@ -4,35 +4,32 @@ Source: spec bsq-vae §7 and embedded-model, parts C and "Decisions"; deviations
 and the perceptual network, where one is asked for, is trained on the spot (``caption_net.py``).
 """
 
-import random
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
-from infinity.config import TokenizerConfig
 from infinity.errors import UserError
-from infinity.io.files import check_writable
 from infinity.schedule import scale_schedule
 from infinity.tokenizer.autoencoder import BSQTokenizer
-from infinity.training.budget import Budget, deadline_after
 from infinity.training.caption_net import CaptionNet, train_caption_net
-from infinity.training.checkpoint import load_tensors, read_index
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
-from infinity.training.image_cache import ImageCache, build_image_cache
-from infinity.training.log import TrainingLog
-from infinity.training.loop import Mark, train
+from infinity.training.loop import train
+from infinity.training.quantizer_arms import choose, compare_arms
 from infinity.training.reconstruction_loss import corner_weights
-from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
-from infinity.training.source import BatchStream, TrainingData, load_training_data
+from infinity.training.run import TrainingRun
+from infinity.training.session import open_session
+from infinity.training.source import TrainingData, load_training_data
+from infinity.training.tokenizer_batches import TokenizerBatches
+from infinity.training.tokenizer_checkpoint import (
+    read_tokenizer_run,
+    restore_tokenizer_run,
+    save_tokenizer_run,
+)
 from infinity.training.tokenizer_evaluation import evaluate_round_trip
 from infinity.training.tokenizer_objective import StepOutput, TokenizerObjective
 
-CHECKPOINT = "checkpoint"
-GAINS_KEY = "quantizer.scale_gains"
 CORNER_CELLS = 2
 
 
@@ -69,22 +66,6 @@ def run_tokenizer(
     return TokenizerTrainer(config, data).run()
 
 
-def load_tokenizer(folder: str | Path, device: torch.device | str = "cpu") -> BSQTokenizer:
-    """The averaged weights of a tokenizer checkpoint, fp32, frozen.
-
-    Raises:
-        UserError: the folder holds no complete tokenizer checkpoint.
-    """
-    folder = Path(folder)
-    stored = read_index(folder).get("tokenizer")
-    if stored is None:
-        raise UserError(f"{folder}: this checkpoint holds no tokenizer.")
-    stored["channel_multipliers"] = tuple(stored["channel_multipliers"])
-    tokenizer = BSQTokenizer(TokenizerConfig(**stored))
-    tokenizer.load_state_dict(load_tensors(folder, "ema"))
-    return tokenizer.to(device).eval().requires_grad_(False)
-
-
 class TokenizerTrainer:
     """Holds the (once compiled) model; trains one arm after the other on it.
 
@@ -99,14 +80,8 @@ class TokenizerTrainer:
             raise UserError(
                 "train is decoder, which needs resume_from: the checkpoint of a trained tokenizer."
             )
-        self.deadline = deadline_after(config.wall_seconds)
-        self.accelerator: Accelerator = start_accelerator(config.seed)
-        self.device = self.accelerator.device
-        self.folder = Path(config.output_dir)
-        check_writable(self.folder, "output_dir")
-        self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
-        self.log.start(config, self.device, self.accelerator.num_processes)
-        self.data = data or load_training_data(config.data, self.device)
+        self.session = open_session(config)
+        self.data = data or load_training_data(config.data, self.session.device)
         self.grids = scale_schedule(1.0, config.resolution).grids
         expected_px = self.grids[-1][0] * config.model.patch_size
         if self.data.held_out.shape[-1] != expected_px:
@@ -117,24 +92,19 @@ class TokenizerTrainer:
         self.objective = TokenizerObjective(
             BSQTokenizer(replace(config.model, scale_gains=0)),
             self.grids,
-            (
-                config.l1_weight,
-                config.l2_weight,
-                config.gradient_weight,
-                config.log_error_weight,
-            ),
+            (config.l1_weight, config.l2_weight, config.gradient_weight, config.log_error_weight),
             config.arms[0],
             self._pixel_weights(),
             self._caption_net(),
-        ).to(self.device, memory_format=torch.channels_last)
-        if config.compile and self.device.type == "cuda":
+        ).to(self.session.device, memory_format=torch.channels_last)
+        if config.compile and self.session.device.type == "cuda":
             self.objective.encoder.compile()
             self.objective.decoder.compile()
         if config.train == "decoder":
             self.objective.encoder.requires_grad_(False)
-        self.cache: ImageCache | None = None
-        self.model = self.accelerator.prepare_model(self.objective)
-        self.log.write(
+        self.batches = TokenizerBatches(config, self.session, self.data, len(self.grids))
+        self.model = self.session.accelerator.prepare_model(self.objective)
+        self.session.log.write(
             "model",
             encoder_parameters=sum(p.numel() for p in self.objective.encoder.parameters()),
             decoder_parameters=sum(p.numel() for p in self.objective.decoder.parameters()),
@@ -152,8 +122,10 @@ class TokenizerTrainer:
         if not wanted.weight:
             return None
         source = self.data.open(self.config.seed + 1, None)
-        net, record = train_caption_net(source, self.device, wanted.seconds, wanted.max_steps)
-        self.log.write("caption net", **record)
+        net, record = train_caption_net(
+            source, self.session.device, wanted.seconds, wanted.max_steps
+        )
+        self.session.log.write("caption net", **record)
         return wanted.weight, net
 
     def run(self) -> TokenizerResult:
@@ -168,22 +140,15 @@ class TokenizerTrainer:
         psnr = self._evaluate(run, "final")
         self._save(run, psnr)
         return TokenizerResult(
-            self.folder / CHECKPOINT, self.objective.arm.name, psnr, run.budget.steps
+            self.session.checkpoint, self.objective.arm.name, psnr, run.budget.steps
         )
 
     def _fresh_run(self, arm: QuantizerArm, steps: int = 0, seconds: float = 0.0) -> TrainingRun:
         self.objective.select(arm)
-        budget = Budget(
-            self.config.max_steps,
-            self.config.max_seconds,
-            steps,
-            seconds,
-            agreement(self.accelerator),
-            self.deadline,
-        )
+        budget = self.session.budget(self.config.max_steps, self.config.max_seconds, steps, seconds)
         return TrainingRun(
             self.objective,
-            self.accelerator,
+            self.session.accelerator,
             self.config.optimizer,
             lambda _, value: value.ndim >= 2,
             self.config.ema_window,
@@ -191,89 +156,52 @@ class TokenizerTrainer:
         )
 
     def _resumed(self, folder: Path) -> TrainingRun:
-        index = read_index(folder)
-        if "arm" not in index:
-            raise UserError(f"{folder}: this checkpoint holds no tokenizer run.")
-        keep = self.config.resume == "continue"
-        steps, seconds = (index["steps"], index["seconds"]) if keep else (0, 0.0)
-        run = self._fresh_run(QuantizerArm(**index["arm"]), steps, seconds)
-        if keep:
-            run.load(folder)
-        else:
-            run.start_from(folder)
-        if GAINS_KEY in (stored := load_tensors(folder, "raw" if keep else "ema")):
-            self.objective.gains.copy_(stored[GAINS_KEY])
+        arm, index = read_tokenizer_run(folder)
+        anew = self.config.resume == "weights"
+        used = (0, 0.0) if anew else (index["steps"], index["seconds"])
+        run = self._fresh_run(arm, *used)
+        restore_tokenizer_run(folder, run, self.objective, anew=anew)
         if self.config.train == "decoder":
-            self.cache = self._image_cache()
+            self.batches.hold(self.objective.features)
         return run
-
-    def _image_cache(self) -> ImageCache:
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        source = self.data.open(self.config.seed + 100_003 * rank, None)
-        images = max(self.config.batch_size, self.config.cache_images // ranks)
-        cache = build_image_cache(source, self.objective.features, images, self.device)
-        self.log.write("cache", images=len(cache), seconds=cache.seconds)
-        return cache
-
-    def _batches(self, step: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Images, and their features where these are fixed, from a step of the run on."""
-        config, rank = self.config, self.accelerator.process_index
-        seed = config.seed + 100_003 * rank
-        if self.cache is None:
-            for image, _ in BatchStream(self.data, seed, config.batch_size, step):
-                yield image, None
-        else:
-            while True:
-                yield self.cache.draw(seed, step, config.batch_size)
-                step += 1
 
     def _better_arm(self) -> TrainingRun:
         """The run of the arm to continue; the model holds its weights."""
-        initial = {key: value.clone() for key, value in self.objective.state_dict().items()}
-        candidates: list[tuple[float, TrainingRun, QuantizerArm, dict[str, Tensor]]] = []
-        for arm in self.config.arms:
-            self.objective.load_state_dict(initial)
-            run = self._fresh_run(arm)
-            self._train(run, self.config.compare_seconds)
-            psnr = self._evaluate(run, f"arm-{arm.name}")
-            weights = {key: value.clone() for key, value in self.objective.state_dict().items()}
-            candidates.append((psnr, run, arm, weights))
-        first, *others = candidates
-        best = max(others, key=lambda candidate: candidate[0])
-        chosen = best if best[0] > first[0] + self.config.prefer_margin_db else first
-        self.objective.arm = chosen[2]
-        self.objective.load_state_dict(chosen[3])
-        self.log.write(
+        candidates = compare_arms(self.objective, self.config.arms, self._attempt)
+        chosen = choose(candidates, self.config.prefer_margin_db)
+        self.objective.arm = chosen.arm
+        self.objective.load_state_dict(chosen.state)
+        self.session.log.write(
             "chosen",
-            arm=chosen[2].name,
-            psnr_db=[candidate[0] for candidate in candidates],
+            arm=chosen.arm.name,
+            psnr_db=[candidate.psnr_db for candidate in candidates],
         )
-        return chosen[1]
+        return chosen.run
+
+    def _attempt(self, arm: QuantizerArm) -> tuple[TrainingRun, float]:
+        """A run of an arm as far as the comparison goes, and its PSNR there."""
+        run = self._fresh_run(arm)
+        self._train(run, self.config.compare_seconds)
+        return run, self._evaluate(run, f"arm-{arm.name}")
 
     def _train(self, run: TrainingRun, until_seconds: float | None) -> None:
         config, budget = self.config, run.budget
-        rank = self.accelerator.process_index
-        batches = self._batches(budget.steps)
+        batches = self.batches.after(budget.steps, self.objective.arm.scale_drop)
         self.objective.train()
 
         def step() -> StepOutput:
-            image, features = next(batches)
-            shown, kept = self._draw(image.shape[0], budget.steps, rank)
-            image = image.contiguous(memory_format=torch.channels_last)
-            output: StepOutput = self.model(
-                image, shown.to(self.device, non_blocking=True), kept, features=features
-            )
+            output: StepOutput = self.model(*next(batches))
             run.step(output.loss, budget.progress)
             return output
 
         train(
             run,
             step,
-            device=self.device,
+            device=self.session.device,
             until_seconds=until_seconds,
             log_every=config.log_every,
-            on_first=lambda seconds: self.log.write("first step", seconds=seconds),
-            on_log=lambda output, since: self._log_step(run, output, since),
+            on_first=lambda seconds: self.session.log.write("first step", seconds=seconds),
+            on_log=lambda output, steps_per_s: self._log_step(run, output, steps_per_s),
             recurring=(
                 (
                     config.sheet_every_seconds,
@@ -283,30 +211,14 @@ class TokenizerTrainer:
             ),
         )
 
-    def _draw(self, images: int, step: int, rank: int) -> tuple[Tensor, tuple[bool, ...]]:
-        """Which scales each image is decoded from, and which scales take part in the step."""
-        rng = random.Random(f"{self.config.seed}/{step}")
-        drop = self.objective.arm.scale_drop
-        kept = (*(rng.random() >= drop for _ in self.grids[:-1]), True)
-        rng = random.Random(f"{self.config.seed}/{step}/{rank}")
-        low, high = self.config.prefix_scales
-        shown = torch.ones(images, len(self.grids), dtype=torch.bool)
-        for row in shown:
-            if rng.random() < self.config.prefix_probability:
-                row[rng.randint(low, high) :] = False
-        return shown[:, list(kept)], kept
-
-    def _log_step(self, run: TrainingRun, output: StepOutput, since: Mark) -> None:
-        synchronize(self.device)
-        steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]
-        rate = steps * self.config.batch_size * self.accelerator.num_processes / max(seconds, 1e-9)
+    def _log_step(self, run: TrainingRun, output: StepOutput, steps_per_s: float) -> None:
         decibels = 10 * (4 / output.squared_error.clamp_min(1e-10)).log10()
-        self.log.write(
+        self.session.log.write(
             "step",
             arm=self.objective.arm.name,
             step=run.budget.steps,
             seconds=run.budget.now(),
-            images_per_s=rate,
+            images_per_s=steps_per_s * self.config.batch_size * self.session.processes,
             loss=float(output.loss.detach()),
             reconstruction=float(output.reconstruction),
             quantizer=float(output.quantizer),
@@ -317,21 +229,18 @@ class TokenizerTrainer:
 
     def _evaluate(self, run: TrainingRun, name: str) -> float:
         """Mean held-out round-trip PSNR of the averaged weights; logs it and writes a sheet."""
-        sheet = self.folder / "sheets" / f"{name}.png"
+        sheet = self.session.folder / "sheets" / f"{name}.png"
         with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
             found = evaluate_round_trip(
                 self.objective,
                 self.data.held_out,
-                sheet if self.accelerator.is_main_process else None,
+                sheet if self.session.is_main else None,
             )
-        self.log.write(
+        self.session.log.write(
             "evaluation", name=name, arm=self.objective.arm.name, step=run.budget.steps, **found
         )
         return float(found["psnr_db"])
 
     def _save(self, run: TrainingRun, psnr: float | None) -> None:
-        arm = self.objective.arm
-        gains = {GAINS_KEY: self.objective.gains} if arm.gains else {}
-        model = replace(self.config.model, scale_gains=len(self.grids) if arm.gains else 0)
-        description = {"arm": asdict(arm), "tokenizer": asdict(model), "held_out_psnr_db": psnr}
-        run.save(self.folder / CHECKPOINT, self.config.checkpoint, description, gains)
+        config, folder = self.config, self.session.checkpoint
+        save_tokenizer_run(folder, run, self.objective, config.model, config.checkpoint, psnr)

@@ -4,41 +4,28 @@ Source: spec infinity-transformer §11 and embedded-model, "Recommended recipe";
 2412.04431), sec. 3.
 """
 
-import random
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from infinity.config import ModelConfig, TextEncoderConfig
 from infinity.errors import UserError
-from infinity.io.files import check_writable
-from infinity.pipeline import InfinityPipeline
-from infinity.schedule import scale_schedule
 from infinity.text import TextEncoder, load_text_encoder
-from infinity.tokenizer.quantizer import self_correction
-from infinity.training.budget import Budget, deadline_after
 from infinity.training.checkpoint import read_index
 from infinity.training.config import PhaseConfig, TrainTransformerConfig
-from infinity.training.flip_bits import flip_bits
+from infinity.training.flops import phase_flops
 from infinity.training.initialize import decays, initialize
-from infinity.training.latents import LatentCache, build_cache
-from infinity.training.log import TrainingLog
-from infinity.training.loop import Mark, train
-from infinity.training.run import TrainingRun, agreement, start_accelerator, synchronize
-from infinity.training.sheet import draw_prompts, save_grid
+from infinity.training.latents import LatentCache
+from infinity.training.loop import train
+from infinity.training.prompt_sheet import draw_prompts, training_model_config, training_pipeline
+from infinity.training.run import TrainingRun
+from infinity.training.session import open_session
+from infinity.training.sheet import save_grid
 from infinity.training.source import TrainingData, load_training_data
-from infinity.training.teacher_forcing import (
-    TransformerObjective,
-    TransformerStep,
-    sequence_plan,
-    training_flops,
-)
-from infinity.training.tokenizer import load_tokenizer
+from infinity.training.teacher_forcing import TransformerObjective, TransformerStep, sequence_plan
+from infinity.training.tokenizer_checkpoint import load_tokenizer
+from infinity.training.transformer_batches import TransformerBatches, latent_caches, phase_schedules
 from infinity.transformer.model import InfinityTransformer
-
-CHECKPOINT = "checkpoint"
 
 
 @dataclass(frozen=True)
@@ -91,103 +78,58 @@ class TransformerTrainer:
         text_encoder: TextEncoder | None = None,
     ) -> None:
         self.config = config
-        self.deadline = deadline_after(config.wall_seconds)
-        self.accelerator = start_accelerator(config.seed)
-        self.device = self.accelerator.device
-        self.folder = Path(config.output_dir)
-        check_writable(self.folder, "output_dir")
-        self.log = TrainingLog(self.folder, self.accelerator.is_main_process)
-        self.log.start(config, self.device, self.accelerator.num_processes)
-        self.tokenizer = load_tokenizer(config.tokenizer_dir, self.device)
-        self.model_config = ModelConfig(
-            name="training",
-            resolution=config.resolution,
-            transformer=config.model,
-            tokenizer=self.tokenizer.config,
-            text_encoder=TextEncoderConfig(
-                kind="minilm",
-                width=config.model.text_width,
-                max_tokens=config.model.text_max_tokens,
-            ),
-        )
-        self.schedules = {
-            aspect.ratio: scale_schedule(
-                aspect.ratio, config.resolution, config.model.rope_reference
-            )
-            for phase in config.phases
-            for aspect in phase.aspect_ratios
-        }
-        scales = len(next(iter(self.schedules.values())))
-        if any(phase.scales > scales for phase in config.phases):
-            raise UserError(
-                f"phases: {max(p.scales for p in config.phases)} scales asked for, resolution "
-                f"{config.resolution} has {scales}."
-            )
+        self.session = open_session(config)
+        self.tokenizer = load_tokenizer(config.tokenizer_dir, self.session.device)
+        self.model_config = training_model_config(config, self.tokenizer.config)
+        self.schedules = phase_schedules(config)
         self.text_encoder = text_encoder or load_text_encoder(
             self.model_config.text_encoder,
             Path(config.text_encoder_dir),
-            self.device,
+            self.session.device,
             torch.float32,
         )
-        self.data = data or load_training_data(config.data, self.device)
-        self.model = initialize(InfinityTransformer(config.model)).to(self.device)
-        compiled = config.compile and self.device.type == "cuda"
+        self.data = data or load_training_data(config.data, self.session.device)
+        self.model = initialize(InfinityTransformer(config.model)).to(self.session.device)
+        compiled = config.compile and self.session.device.type == "cuda"
         if compiled:
             self.tokenizer.encoder.compile(dynamic=False)
-        self.objective = self.accelerator.prepare_model(TransformerObjective(self.model, compiled))
-        largest = {
-            ratio: max(a.share for p in config.phases for a in p.aspect_ratios if a.ratio == ratio)
-            for ratio in self.schedules
-        }
-        self.caches = {
-            ratio: self._build_cache(ratio, share / sum(largest.values()))
-            for ratio, share in largest.items()
-        }
-
-    def _build_cache(self, ratio: float, share: float) -> LatentCache:
-        """Examples of one picture shape; only the first is worth compiling the encoder for."""
-        config, processes = self.config, self.accelerator.num_processes
-        tokenizer = self.tokenizer.to(memory_format=torch.channels_last)
-        grids = self.schedules[ratio].latent_grids(config.model.patchify)
-        height, width = (side * self.tokenizer.config.patch_size for side in grids[-1])
-        first = ratio == next(iter(self.schedules))
-        with torch.compiler.set_stance("default" if first else "force_eager"):
-            cache, times = build_cache(
-                self.data.open(
-                    config.seed + 7_919 * self.accelerator.process_index, (height, width)
-                ),
-                tokenizer,
-                self.text_encoder,  # type: ignore[arg-type]
-                max(1, int(config.cache_images * share) // processes),
-                grids,
-                self.device,
-            )
-        if cache.text.shape[1] > config.model.text_max_tokens:
-            raise UserError(
-                f"model.text_max_tokens: {config.model.text_max_tokens}; the captions need "
-                f"{cache.text.shape[1]}."
-            )
-        self.log.write(
-            "cache",
-            aspect_ratio=ratio,
-            images=len(cache),
-            image_s=times.image_s,
-            text_s=times.text_s,
-            bit_agreement=times.bit_agreement,
-            text_slots=cache.text.shape[1],
-            parameters=sum(p.numel() for p in self.model.parameters()),
+        self.objective = self.session.accelerator.prepare_model(
+            TransformerObjective(self.model, compiled)
         )
-        return cache
+        self.batches = TransformerBatches(
+            config=config,
+            schedules=self.schedules,
+            caches=self._latent_caches(),
+            gains=self.tokenizer.gains,
+            rank=self.session.rank,
+            processes=self.session.processes,
+        )
+
+    def _latent_caches(self) -> dict[float, LatentCache]:
+        config, parts = self.config, (self.data, self.tokenizer, self.text_encoder)
+        parameters = sum(p.numel() for p in self.model.parameters())
+        caches = {}
+        for ratio, cache, times in latent_caches(config, self.session, self.schedules, *parts):
+            self.session.log.write(
+                "cache",
+                aspect_ratio=ratio,
+                images=len(cache),
+                **asdict(times),
+                text_slots=cache.text.shape[1],
+                parameters=parameters,
+            )
+            caches[ratio] = cache
+        return caches
 
     def run(self) -> TransformerResult:
         config = self.config
         run = TrainingRun(
             self.model,
-            self.accelerator,
+            self.session.accelerator,
             config.optimizer,
             decays,
             config.ema_window,
-            Budget(1, 1.0),
+            self.session.budget(1, 1.0),
         )
         first, steps, seconds = self._resume(run)
         taken: list[int] = []
@@ -195,21 +137,15 @@ class TransformerTrainer:
         for number in range(first, len(config.phases)):
             phase = config.phases[number]
             resumed = number == first and steps > 0
-            run.budget = Budget(
-                phase.max_steps,
-                phase.max_seconds,
-                steps if resumed else 0,
-                seconds if resumed else 0.0,
-                agreement(self.accelerator),
-                self.deadline,
-            )
+            used = (steps, seconds) if resumed else (0, 0.0)
+            run.budget = self.session.budget(phase.max_steps, phase.max_seconds, *used)
             if not resumed:
                 run.ema.restart()
             loss = self._train(run, number, phase)
             taken.append(run.budget.steps)
             self._save(run, number)
             self._sheet(run, f"phase-{number}")
-        return TransformerResult(self.folder / CHECKPOINT, tuple(taken), loss)
+        return TransformerResult(self.session.checkpoint, tuple(taken), loss)
 
     def _resume(self, run: TrainingRun) -> tuple[int, int, float]:
         """First phase to run, and the steps and seconds of it that are already done."""
@@ -220,17 +156,17 @@ class TransformerTrainer:
             raise UserError(f"{folder}: this checkpoint holds no transformer run.")
         if self.config.resume == "weights":
             run.start_from(folder)
-            self.log.write("started from", folder=str(folder))
+            self.session.log.write("started from", folder=str(folder))
             return 0, 0, 0.0
         index = run.load(folder)
-        self.log.write("resumed", steps=index["steps"], phase=index["phase"])
+        self.session.log.write("resumed", steps=index["steps"], phase=index["phase"])
         return index["phase"], index["steps"], index["seconds"]
 
     def _train(self, run: TrainingRun, number: int, phase: PhaseConfig) -> float:
         config, budget = self.config, run.budget
         plans = {
             ratio: sequence_plan(
-                schedule, phase.scales, config.model, config.scale_weights, self.device
+                schedule, phase.scales, config.model, config.scale_weights, self.session.device
             )
             for ratio, schedule in self.schedules.items()
         }
@@ -238,21 +174,21 @@ class TransformerTrainer:
         losses = [float("nan")]
 
         def step() -> tuple[float, TransformerStep]:
-            ratio, batch = self._batch(number, phase, budget.steps)
+            ratio, batch = self.batches.draw(number, phase, budget.steps)
             output: TransformerStep = self.objective(*batch, plans[ratio])
             run.step(output.loss, budget.progress if phase.decay else 0.0)
             return ratio, output
 
-        def log(found: tuple[float, TransformerStep], since: Mark) -> None:
-            losses.append(self._log_step(run, number, phase, *found, since))
+        def log(found: tuple[float, TransformerStep], steps_per_s: float) -> None:
+            losses.append(self._log_step(run, number, phase, *found, steps_per_s))
 
         train(
             run,
             step,
-            device=self.device,
+            device=self.session.device,
             until_seconds=None,
             log_every=config.log_every,
-            on_first=lambda s: self.log.write("first step", phase=number, seconds=s),
+            on_first=lambda s: self.session.log.write("first step", phase=number, seconds=s),
             on_log=log,
             recurring=(
                 (
@@ -264,35 +200,6 @@ class TransformerTrainer:
         )
         return losses[-1]
 
-    @torch.no_grad()
-    def _batch(
-        self, number: int, phase: PhaseConfig, step: int
-    ) -> tuple[float, tuple[Tensor, ...]]:
-        """Aspect ratio; inputs, labels, text, its valid slots and the images whose text is dropped.
-
-        A pure function of the seed, the process, the phase and the step; the aspect ratio is that
-        of all processes.
-        """
-        config, size = self.config, phase.batch_size
-        (aspect,) = random.Random(f"{config.seed}/{number}/{step}").choices(
-            phase.aspect_ratios, [aspect.share for aspect in phase.aspect_ratios]
-        )
-        cache, schedule = self.caches[aspect.ratio], self.schedules[aspect.ratio]
-        generator = torch.Generator(self.device)
-        rank, ranks = self.accelerator.process_index, self.accelerator.num_processes
-        generator.manual_seed(((config.seed * 64 + number) * 2**32 + step) * ranks + rank)
-        rows = torch.randint(len(cache), (size,), generator=generator, device=self.device)
-        features, text, valid = cache.batch(rows)
-        inputs, labels = self_correction(
-            features,
-            schedule.latent_grids(config.model.patchify)[: phase.scales],
-            flip_bits(config.self_correction, size, phase.scales, generator),
-            patchify=config.model.patchify,
-            gains=self.tokenizer.gains,
-        )
-        chance = torch.rand(size, generator=generator, device=self.device)
-        return aspect.ratio, (inputs, labels, text, valid, chance < config.condition_dropout)
-
     def _log_step(
         self,
         run: TrainingRun,
@@ -300,26 +207,18 @@ class TransformerTrainer:
         phase: PhaseConfig,
         ratio: float,
         output: TransformerStep,
-        since: Mark,
+        steps_per_s: float,
     ) -> float:
-        synchronize(self.device)
-        steps, seconds = run.budget.steps - since[0], run.budget.now() - since[1]
-        images = steps * phase.batch_size * self.accelerator.num_processes / max(seconds, 1e-9)
-        shares = sum(aspect.share for aspect in phase.aspect_ratios)
-        flops = sum(
-            aspect.share
-            / shares
-            * training_flops(self.config.model, self.schedules[aspect.ratio], phase.scales)
-            for aspect in phase.aspect_ratios
-        )
+        images_per_s = steps_per_s * phase.batch_size * self.session.processes
+        flops = phase_flops(self.config.model, self.schedules, phase)
         loss = float(output.loss.detach())
-        self.log.write(
+        self.session.log.write(
             "step",
             phase=number,
             step=run.budget.steps,
             seconds=run.budget.now(),
-            images_per_s=images,
-            tflops=images * flops / 1e12,
+            images_per_s=images_per_s,
+            tflops=images_per_s * flops / 1e12,
             aspect_ratio=ratio,
             loss=loss,
             scale_losses=output.scale_losses.tolist(),
@@ -331,23 +230,15 @@ class TransformerTrainer:
     @torch.no_grad()
     def _sheet(self, run: TrainingRun, name: str) -> None:
         """Pictures of the configured prompts with the averaged weights."""
-        if not self.accelerator.is_main_process or not self.config.sheet_prompts:
+        if not self.session.is_main or not self.config.sheet_prompts:
             return
-        pipeline = InfinityPipeline(
-            config=self.model_config,
-            transformer=self.model,
-            tokenizer=self.tokenizer,
-            text_encoder=self.text_encoder,
-            digest="training",
-            device=self.device,
-            dtype=torch.float32,
-            max_batch_size=8,
-        )
+        parts = self.model, self.tokenizer, self.text_encoder
+        pipeline = training_pipeline(self.model_config, *parts, self.session.device)
         self.model.eval()
         with run.ema.swapped_in(), torch.compiler.set_stance("force_eager"):
             images = draw_prompts(pipeline, self.config.sheet_prompts, self.config.sheet_guidance)
         self.model.train()
-        save_grid(images, self.folder / "sheets" / f"{name}.png")
+        save_grid(images, self.session.folder / "sheets" / f"{name}.png")
 
     def _save(self, run: TrainingRun, number: int) -> None:
         description = {
@@ -356,4 +247,4 @@ class TransformerTrainer:
             "tokenizer_dir": self.config.tokenizer_dir,
             "config": asdict(self.config),
         }
-        run.save(self.folder / CHECKPOINT, self.config.checkpoint, description)
+        run.save(self.session.checkpoint, self.config.checkpoint, description)

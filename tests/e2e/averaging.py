@@ -7,7 +7,6 @@ import os
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 from safetensors.torch import save_file
 from test_train_transformer import CONFIG
@@ -32,9 +31,9 @@ def steps(tokenizer_dir: str, folder: Path) -> None:
         CONFIG, output_dir=str(folder), tokenizer_dir=tokenizer_dir, cache_images=images
     )
     trainer = TransformerTrainer(config, data, WordEncoder())
-    accelerator = trainer.accelerator
-    rank, ranks = accelerator.process_index, accelerator.num_processes
-    trainer.accelerator = SimpleNamespace(process_index=0, num_processes=1)  # type: ignore
+    accelerator = trainer.session.accelerator
+    rank, ranks = trainer.batches.rank, trainer.batches.processes
+    batches = replace(trainer.batches, rank=0, processes=1)
     optimizer = replace(config.optimizer, clip_norm=1e9)
     run = TrainingRun(trainer.model, accelerator, optimizer, decays, 4, Budget(9, 1e6))
     plan = sequence_plan(
@@ -51,7 +50,7 @@ def steps(tokenizer_dir: str, folder: Path) -> None:
 
     run.optimizer.step = keep_gradients  # type: ignore[method-assign]
     for step in range(3):
-        _, whole = trainer._batch(0, replace(config.phases[0], batch_size=BATCH), step)
+        _, whole = batches.draw(0, replace(config.phases[0], batch_size=BATCH), step)
         output = trainer.objective(*(part[rank::ranks] for part in whole), plan)
         run.step(output.loss, 0.0)
     save_file(gradients, folder / f"gradients-{ranks}-{rank}.safetensors")

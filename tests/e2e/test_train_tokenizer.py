@@ -19,7 +19,8 @@ from infinity.training.config import (
     QuantizerArm,
     TrainTokenizerConfig,
 )
-from infinity.training.tokenizer import load_tokenizer, run_tokenizer
+from infinity.training.tokenizer import run_tokenizer
+from infinity.training.tokenizer_checkpoint import load_tokenizer
 from stepvar_patch.experiments.loading import load_config
 
 UNIT = QuantizerArm(name="unit", gains=False, straight_through="scales", loss_weight=4.0)

@@ -10,7 +10,7 @@ from infinity.checkpoint.directory import source_of
 from infinity.errors import UserError
 from infinity.training.checkpoint import load_tensors
 from infinity.training.export import export_model
-from infinity.training.tokenizer import load_tokenizer
+from infinity.training.tokenizer_checkpoint import load_tokenizer
 from infinity.training.unpack import unpack_model
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
