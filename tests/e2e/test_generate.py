@@ -39,7 +39,8 @@ def test_a_run_leaves_named_images_manifest_config_and_sheet(
     provenance = read_png(work / "out" / "apple_7.png")[1]
     assert (provenance.prompt, provenance.seed) == ("a red apple", 7)
     assert provenance.extra == {"kind": "fruit"}
-    assert provenance.settings["guidance_scale"] == FakePipeline.config.sampling.guidance_scale
+    guidance_scale = FakePipeline.config.sampling.guidance_scale
+    assert provenance.settings["guidance_scale"] == list(guidance_scale)
 
 
 def test_batches_order_and_neighbours_change_no_image(work: Path) -> None:
