@@ -51,8 +51,8 @@ class GuidanceEcho:
 def stretched(maps: Tensor, axis: int, size: int) -> Tensor:
     """``maps`` sampled linearly at the centres of ``size`` cells along ``axis``.
 
-    Along both axes of a map this is torch's bilinear resize without aligned corners. Channels are
-    the last axis here, where that one takes 2.7 ms of an H200 for 2048 channels on 64 × 64 cells.
+    Along both axes of a map this is torch's bilinear resize without aligned corners, which walks
+    the channels one by one: 8.8 ms of a ``best_balanced`` picture in ``results/h200/2b.json``.
     """
     before = maps.shape[axis]
     at = (torch.arange(size, device=maps.device) + 0.5) * (before / size) - 0.5
