@@ -1,8 +1,8 @@
 """The decoder in bf16 channels-last with the kernels of ``infinity/ops/fused/group_norm.py``.
 
 Convolutions run without their bias, which the next kernel adds; statistics of a group norm are
-taken while the residual sum is written; upsampling is one pass. ``autoencoder.Decoder`` defines
-what is computed.
+taken while the residual sum is written. Nearest upsampling and its convolution are one convolution
+in sub-pixel form, 2.25 times fewer operations. ``autoencoder.Decoder`` defines what is computed.
 
 Shape legend: B images, H × W pixels of a level, C channels.
 """
@@ -55,6 +55,27 @@ class _Convolution:
         )
 
 
+class _Upsampling(_Convolution):
+    """The 3×3 convolution of a map whose pixels are repeated into 2×2.
+
+    Its nine taps meet four pixels of the small map, so each output pixel of a 2×2 has 2×2 weights.
+    One convolution, padded by one, computes all four: see ``group_norm.reference_interleave``.
+    """
+
+    def __init__(self, conv: Conv, dtype: torch.dtype) -> None:
+        super().__init__(conv, dtype)
+        weight = conv.conv.weight.detach().float()
+        for axis in (3, 2):
+            a, b, c = weight.unbind(axis)
+            weight = torch.cat([torch.stack(taps, axis) for taps in ((a, b + c), (a + b, c))])
+        self.weight = weight.to(dtype, memory_format=torch.channels_last)
+
+    def upsampled(self, x: Tensor) -> _Map:
+        big, moments = group_norm.interleave(self(x).permute(0, 2, 3, 1))
+        h, w = x.shape[-2:]
+        return _Map(_unflat(big, (2 * h, 2 * w)), self.bias, moments)
+
+
 class _NormSilu:
     def __init__(self, norm: Norm) -> None:
         inner = norm.norm
@@ -100,12 +121,12 @@ class FusedDecoder:
         self.dtype = dtype
         self.conv_in = _Convolution(decoder.conv_in, dtype)
         middle = [decoder.mid.block_1, decoder.mid.block_2]
-        self.stages: list[tuple[list[_Residual], _Convolution | None]] = []
+        self.stages: list[tuple[list[_Residual], _Upsampling | None]] = []
         pending = [_Residual(block, dtype) for block in middle]
         for level in reversed(decoder.up):
             pending += [_Residual(block, dtype) for block in level.block]
             if hasattr(level, "upsample"):
-                self.stages.append((pending, _Convolution(level.upsample.conv, dtype)))
+                self.stages.append((pending, _Upsampling(level.upsample.conv, dtype)))
                 pending = []
         self.stages.append((pending, None))
         self.norm_out = _NormSilu(decoder.norm_out)
@@ -117,15 +138,10 @@ class FusedDecoder:
         latent = z.to(self.dtype, memory_format=torch.channels_last)
         x = _Map.of(self.conv_in(latent), self.conv_in.bias)
         for blocks, upsampling in self.stages:
-            for block in blocks[:-1]:
+            for block in blocks:
                 x = self._summed(*block(x))
-            kept, change, bias = blocks[-1](x)
-            if upsampling is None:
-                x = self._summed(kept, change, bias)
-                continue
-            h, w = kept.shape[-2:]
-            big = group_norm.upsample(_flat(kept), _flat(change), bias, w)
-            x = _Map.of(upsampling(_unflat(big, (2 * h, 2 * w))), upsampling.bias)
+            if upsampling is not None:
+                x = upsampling.upsampled(x.x)
         image = self.conv_out(self.norm_out(x))
         return (image.float() + self.conv_out.bias[:, None, None]).clamp(-1, 1).contiguous()
 

@@ -8,14 +8,15 @@ import pytest
 import torch
 
 from infinity.config import TokenizerConfig
+from infinity.ops.fused.group_norm import reference_interleave
 from infinity.ops.fused.quantise import quantise
 from infinity.ops.fused.residual_norm import Quantised
 from infinity.policy import PruningPolicy
 from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import scale_schedule
-from infinity.tokenizer.autoencoder import BSQTokenizer
-from infinity.tokenizer.fused import FusedDecoder
+from infinity.tokenizer.autoencoder import BSQTokenizer, Upsample
+from infinity.tokenizer.fused import FusedDecoder, _Upsampling
 from infinity.transformer import fused as fused_blocks
 from infinity.transformer.fused import FusedBlocks
 from infinity.transformer.fused_weights import Product
@@ -118,6 +119,17 @@ def test_blocks_in_fp8_stay_near_the_plain_ones(
     for layer in blocks.layers:
         large = (layer.qkv, layer.proj, layer.text_q, layer.text_proj, layer.up, layer.down)
         assert set(large) - set(seen) <= ({layer.proj} if device != "cpu" else set())
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [(1, 8, 1, 1), (2, 8, 5, 4), (3, 6, 1, 7)])
+def test_upsampling_in_sub_pixel_form(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, plain = torch.randn(shape), Upsample(shape[1])
+    fast = _Upsampling(plain.conv, torch.float32)
+    pixels = reference_interleave(fast(x).permute(0, 2, 3, 1)) + fast.bias
+    exact = plain(x)
+    torch.testing.assert_close(pixels.mT.reshape(exact.shape), exact, rtol=1e-6, atol=1e-6)
 
 
 @devices

@@ -1,4 +1,4 @@
-"""Group norm, SiLU, residual additions and nearest upsampling on channels-last maps.
+"""Group norm, SiLU, residual additions and interleaving of pixels on channels-last maps.
 
 A map is ``(B, P, C)``: P pixels row-major. It may stand for ``x + bias``, so that a convolution's
 bias costs no pass of its own.
@@ -50,6 +50,18 @@ def reference_add(x: Tensor, y: Tensor | None, bias: Tensor | None) -> Tensor:
     return total.to(x.dtype)
 
 
+def reference_interleave(x: Float[Tensor, "b h1 w1 c4"]) -> Float[Tensor, "b p c"]:
+    """The map whose pixel ``(2y + i, 2x + j)`` is phase ``(i, j)`` of position ``(y + i, x + j)``.
+
+    Args:
+        x: ``(H + 1) × (W + 1)`` positions, each with the channels of phases (0, 0) to (1, 1).
+    """
+    h, w = x.shape[1] - 1, x.shape[2] - 1
+    x = x.unflatten(3, (2, 2, -1))
+    rows = [torch.stack([x[:, i : h + i, j : w + j, i, j] for j in (0, 1)], 3) for i in (0, 1)]
+    return torch.stack(rows, 2).flatten(1, 4)
+
+
 def reference_norm(
     x: Float[Tensor, "b p c"],
     bias: Float[Tensor, " c"] | None,
@@ -70,12 +82,23 @@ def add(
     bias: Float[Tensor, " c"] | None,
 ) -> tuple[Float[Tensor, "b p c"], Moments]:
     """``x + y + bias`` and its moments; without ``y`` and ``bias`` only the moments are taken."""
-    images, pixels, channels = x.shape
+    out = x if y is None and bias is None else torch.empty_like(x)
+    return out, _add(x, y, bias, out)
+
+
+def interleave(x: Float[Tensor, "b h1 w1 c4"]) -> tuple[Float[Tensor, "b p c"], Moments]:
+    """:func:`reference_interleave` and the moments of its map; ``x`` is contiguous."""
+    images, h1, w1, channels = x.shape
+    out = x.new_empty((images, 4 * (h1 - 1) * (w1 - 1), channels // 4))
+    return out, _add(x, None, None, out, w1 - 1)
+
+
+def _add(x: Tensor, y: Tensor | None, bias: Tensor | None, out: Tensor, width: int = 0) -> Moments:
+    """Moments of ``out``, which is written unless it is ``x``; ``width`` says to interleave."""
+    images, pixels, channels = out.shape
     tile, tiles, parts = _tiling(pixels, channels)
     mean = x.new_empty((images, parts, channels), dtype=torch.float32)
     square = torch.empty_like(mean)
-    write = y is not None or bias is not None
-    out = torch.empty_like(x) if write else x
     _map_add_kernel[(parts, images)](
         x,
         x if y is None else y,
@@ -85,15 +108,18 @@ def add(
         square,
         pixels,
         channels,
+        x[0].numel(),
+        width,
         HAS_Y=y is not None,
         HAS_BIAS=bias is not None,
-        WRITE=write,
+        WRITE=out is not x,
+        INTERLEAVE=width > 0,
         TILES=tiles,
         BLOCK_P=tile,
         BLOCK_C=power_of_two(channels),
         num_warps=8,
     )
-    return out, Moments(mean, square, tile * tiles)
+    return Moments(mean, square, tile * tiles)
 
 
 def norm_silu(
@@ -156,32 +182,17 @@ def norm_silu(
     return out
 
 
-def upsample(
-    x: Float[Tensor, "b p c"], y: Float[Tensor, "b p c"], bias: Float[Tensor, " c"], width: int
-) -> Float[Tensor, "b p4 c"]:
-    """``x + y + bias`` with every pixel repeated into 2×2; maps have rows of ``width`` pixels."""
-    images, pixels, channels = x.shape
-    out = x.new_empty((images, 4 * pixels, channels))
-    tile = max(1, min(4096 // power_of_two(channels), power_of_two(pixels)))
-    _map_upsample_kernel[(-(-pixels // tile), images)](
-        x,
-        y,
-        bias,
-        out,
-        pixels,
-        channels,
-        width,
-        BLOCK_P=tile,
-        BLOCK_C=power_of_two(channels),
-        num_warps=8,
-    )
-    return out
-
-
-__all__ = ["Moments", "add", "norm_silu", "reference_add", "reference_norm", "upsample", "usable"]
+__all__ = ["Moments", "add", "interleave", "norm_silu", "reference_add", "reference_norm", "usable"]
 
 if triton is not None:
     import triton.language as tl
+
+    @kernel
+    def _interleaved(p, width):
+        """Where pixel ``p`` lies among the phases of :func:`reference_interleave`."""
+        row, column = p // (2 * width), p % (2 * width)
+        position = ((row + 1) >> 1) * (width + 1) + ((column + 1) >> 1)
+        return 4 * position + 2 * (row & 1) + (column & 1)
 
     @kernel
     def _map_add_kernel(
@@ -193,22 +204,26 @@ if triton is not None:
         square_ptr,
         pixels,
         channels,
+        x_values,
+        width,
         HAS_Y: tl.constexpr,
         HAS_BIAS: tl.constexpr,
         WRITE: tl.constexpr,
+        INTERLEAVE: tl.constexpr,
         TILES: tl.constexpr,
         BLOCK_P: tl.constexpr,
         BLOCK_C: tl.constexpr,
     ):
-        part, image = tl.program_id(0), tl.program_id(1)
+        part, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
         c = tl.arange(0, BLOCK_C)
         wide = c < channels
         begin = part * TILES * BLOCK_P
-        base = image.to(tl.int64) * pixels * channels
+        base, x_base = image * pixels * channels, image * x_values
         bias = tl.zeros((BLOCK_C,), tl.float32)
         if HAS_BIAS:
             bias = tl.load(bias_ptr + c, mask=wide, other=0.0)
-        origin = tl.load(x_ptr + base + begin.to(tl.int64) * channels + c, mask=wide, other=0.0)
+        first = _interleaved(begin, width) if INTERLEAVE else begin
+        origin = tl.load(x_ptr + x_base + first.to(tl.int64) * channels + c, mask=wide, other=0.0)
         origin = origin.to(tl.float32) + bias
         sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
         squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
@@ -216,7 +231,9 @@ if triton is not None:
             p = begin + i * BLOCK_P + tl.arange(0, BLOCK_P)
             mask = (p < pixels)[:, None] & wide[None]
             at = base + p.to(tl.int64)[:, None] * channels + c[None]
-            x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
+            source = _interleaved(p, width) if INTERLEAVE else p
+            x_at = x_base + source.to(tl.int64)[:, None] * channels + c[None]
+            x = tl.load(x_ptr + x_at, mask=mask, other=0.0).to(tl.float32)
             if HAS_Y:
                 x += tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
             x += bias[None]
@@ -230,7 +247,7 @@ if triton is not None:
         count = tl.minimum(pixels - begin, TILES * BLOCK_P).to(tl.float32)
         total = tl.sum(sums, 0)
         square = tl.sum(squares, 0) - total * total / count
-        to = (image * tl.num_programs(0) + part).to(tl.int64) * channels + c
+        to = (image * tl.num_programs(0) + part) * channels + c
         tl.store(mean_ptr + to, origin + total / count, mask=wide)
         tl.store(square_ptr + to, tl.maximum(square, 0.0), mask=wide)
 
@@ -310,32 +327,3 @@ if triton is not None:
         x = x * factor[None] + offset[None]
         x = x / (1.0 + tl.exp(-x))
         tl.store(out_ptr + at, x.to(out_ptr.dtype.element_ty), mask=mask)
-
-    @kernel
-    def _map_upsample_kernel(
-        x_ptr,
-        y_ptr,
-        bias_ptr,
-        out_ptr,
-        pixels,
-        channels,
-        width,
-        BLOCK_P: tl.constexpr,
-        BLOCK_C: tl.constexpr,
-    ):
-        image = tl.program_id(1).to(tl.int64)
-        p = tl.program_id(0) * BLOCK_P + tl.arange(0, BLOCK_P)
-        c = tl.arange(0, BLOCK_C)
-        wide = c < channels
-        mask = (p < pixels)[:, None] & wide[None]
-        at = image * pixels * channels + p.to(tl.int64)[:, None] * channels + c[None]
-        x = tl.load(x_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        x += tl.load(y_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        x += tl.load(bias_ptr + c, mask=wide, other=0.0)[None]
-        x = x.to(out_ptr.dtype.element_ty)
-        first = (p // width) * 4 * width + (p % width) * 2
-        to = image * 4 * pixels * channels + first.to(tl.int64)[:, None] * channels + c[None]
-        tl.store(out_ptr + to, x, mask=mask)
-        tl.store(out_ptr + to + channels, x, mask=mask)
-        tl.store(out_ptr + to + 2 * width * channels, x, mask=mask)
-        tl.store(out_ptr + to + (2 * width + 1) * channels, x, mask=mask)
