@@ -41,6 +41,8 @@ _SHORTER: Sequence[tuple[re.Pattern[str], Any]] = (
     (re.compile(r'(?<==")[^"<>]*(?=")'), lambda value: _rounded(value[0])),
     (re.compile(r"font-family: [^;\"]*; "), ""),
     (re.compile(r' id="[a-z0-9]+_\d+"'), ""),
+    (re.compile(r' transform="rotate\(-0 [^"]*"'), ""),
+    (re.compile(r'(?<=style=")[^"]*'), lambda style: re.sub("([:;]) ", r"\1", style[0])),
     (re.compile(r">\s+<"), "><"),
 )
 """What makes a chart smaller and changes nothing that is seen; names never stand in attributes."""
