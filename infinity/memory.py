@@ -5,6 +5,7 @@ a GiB, and what the allocator keeps in reserve come on top (:data:`OVERHEAD_BYTE
 :data:`RESERVE`).
 """
 
+import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Literal
@@ -14,7 +15,7 @@ from torch import nn
 
 from infinity.config import ModelConfig, TextEncoderConfig
 from infinity.schedule import ScaleSchedule
-from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.tokenizer.autoencoder import BSQTokenizer, decoded_together
 from infinity.tokenizer.banded import BAND_VALUES
 from infinity.transformer.model import InfinityTransformer
 
@@ -43,8 +44,8 @@ class MemoryNeed:
         text_encoder: weights; on the device only while it encodes with ``low``.
         cache: keys and values of all layers.
         work: the rest of the largest scale.
-        decode: the decoder's maps, one picture at a time.
-        decode_banded: likewise, in bands.
+        decode: the decoder's maps, as many pictures at once as a GPU decodes.
+        decode_banded: likewise, one picture in bands.
         recorded: recorded calls keep the cache while decoding (``auto`` on a GPU).
     """
 
@@ -106,7 +107,8 @@ def memory_need(
     cached = sum((cached_tokens or tokens)[:-1])
     rows = images * (2 if guided else 1)
     element = dtype.itemsize
-    height, width = schedule.latent_grids(model.patchify)[-1]
+    cells = math.prod(schedule.latent_grids(model.patchify)[-1])
+    together = min(images, decoded_together(cells * config.tokenizer.patch_size**2))
     matrices = (3 + 1 + 4 + 2 * model.ffn_width // model.width) * model.width**2 * model.depth
     weights = _transformer_bytes(config, dtype)
     saved = matrices * (element - 1)
@@ -117,8 +119,8 @@ def memory_need(
         text_encoder=_encoder_bytes(config.text_encoder, dtype),
         cache=2 * rows * cached * model.width * element * model.depth,
         work=_WORK_BYTES[dtype] * rows * max(tokens) * model.width,
-        decode=_decode_bytes(config, height * width, element, banded=False),
-        decode_banded=_decode_bytes(config, height * width, element, banded=True),
+        decode=together * _decode_bytes(config, cells, element, banded=False),
+        decode_banded=_decode_bytes(config, cells, element, banded=True),
         recorded=recorded,
     )
 

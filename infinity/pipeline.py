@@ -26,7 +26,8 @@ from infinity.sampling.settings import PerScale, SamplingSettings, resolve_setti
 from infinity.schedule import ScaleSchedule
 from infinity.text import TextEncoder, TextFeatures, load_text_encoder
 from infinity.timing import NO_TIMER, StageClock, StageTimer
-from infinity.tokenizer.autoencoder import BSQTokenizer
+from infinity.tokenizer.autoencoder import BSQTokenizer, decoded_together
+from infinity.tokenizer.banded import BandedDecoder
 from infinity.transformer.model import InfinityTransformer
 
 logger = logging.getLogger(__name__)
@@ -256,13 +257,19 @@ class InfinityPipeline:
 
     @torch.inference_mode()
     def decode_tensor(self, latent: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
-        """Pictures in [−1, 1], fp32; each decoded alone, so that batches cannot change them."""
-        fused = self.current_engine().decoder(self.tokenizer.decoder, self.dtype)
+        """Pictures in [−1, 1], fp32; on a CPU each decoded alone, so that batches cannot change
+        them.
+        """
+        decoder = self.tokenizer.decoder
+        pixels = latent[0, 0].numel() * self.tokenizer.config.patch_size**2
+        alone = self.device.type != "cuda" or isinstance(decoder, BandedDecoder)
+        parts = latent.split(1 if alone else decoded_together(pixels))
+        fused = self.current_engine().decoder(decoder, self.dtype)
         if fused is not None:
-            return torch.cat([fused(one) for one in latent.split(1)])
+            return torch.cat([fused(part) for part in parts])
         reduced = self.dtype != torch.float32
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=reduced):
-            return torch.cat([self.tokenizer.decode(one) for one in latent.split(1)]).float()
+            return torch.cat([self.tokenizer.decode(part) for part in parts]).float()
 
     def decode(self, latent: Float[Tensor, "b d h w"]) -> list[Image.Image]:
         """Pictures of summed codes, for example of a scale's latent so far."""

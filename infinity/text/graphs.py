@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
-_STEP = 64
+PADDED = 64
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class EncoderGraphs:
     @torch.inference_mode()
     def __call__(self, ids: Sequence[int]) -> Float[Tensor, "n width"]:
         """Features of one prompt, fp32."""
-        room = -(-len(ids) // _STEP) * _STEP
+        room = -(-len(ids) // PADDED) * PADDED
         host = torch.zeros(2, 1, room, dtype=torch.int64)
         host[0, 0, : len(ids)] = torch.tensor(ids)
         host[1, 0, : len(ids)] = 1
@@ -57,7 +57,7 @@ class EncoderGraphs:
         recorded = self._graphs[room]
         recorded.inputs.copy_(host)
         recorded.graph.replay()
-        return recorded.out[0, : len(ids)].float()
+        return recorded.out[0, : len(ids)].to(torch.float32, copy=True)
 
     def _record(self, host: Tensor) -> _Graph:
         inputs = host.to(self._device)

@@ -20,6 +20,7 @@ from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
 from infinity.io.strict_json import parse_json
 from infinity.text.base import CutPrompts, TextFeatures
+from infinity.text.graphs import PADDED, EncoderGraphs
 
 CONFIG_NAME = "config.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -40,6 +41,9 @@ class MiniLMEncoder:
         tokenizer.no_padding()
         tokenizer.enable_truncation(max_tokens)
         self._bert = bert
+        device = next(bert.parameters()).device
+        recorded = device.type == "cuda" and max_tokens % PADDED == 0
+        self._graphs = EncoderGraphs(self._masked, device) if recorded else None
         self._tokenizer = tokenizer
         self._cut = CutPrompts(max_tokens)
         self.max_tokens = max_tokens
@@ -77,7 +81,13 @@ class MiniLMEncoder:
         encoding = self._tokenizer.encode(prompt)
         if encoding.overflowing:
             self._cut.tell(prompt)
+        if self._graphs is not None:
+            return self._graphs(encoding.ids)
         return self._states([encoding])[0]
+
+    def _masked(self, ids: Tensor, mask: Tensor) -> Tensor:
+        states: Tensor = self._bert(input_ids=ids, attention_mask=mask).last_hidden_state
+        return states
 
     @torch.no_grad()
     def encode_batch(self, prompts: Sequence[str]) -> TextFeatures:

@@ -12,6 +12,12 @@ from infinity.schedule import Grid
 from infinity.tokenizer import quantizer
 
 NORM_EPS = 1e-6
+_PIXELS_AT_ONCE = 1024**2
+
+
+def decoded_together(pixels: int) -> int:
+    """How many pictures of so many pixels a GPU decodes in one call."""
+    return max(1, _PIXELS_AT_ONCE // pixels)
 
 
 class Conv(nn.Module):

@@ -103,6 +103,15 @@ def test_the_decoder_needs_what_is_predicted(banded: bool) -> None:
         assert need.decode / follow.peak == pytest.approx(1, abs=0.15)
 
 
+def test_a_gpu_decodes_small_pictures_together() -> None:
+    config = PRESETS["infinity-125m"]
+    schedule, words = picture_schedule(config), {"guided": True, "dtype": torch.bfloat16}
+    one, four, many = (memory_need(config, schedule, images=n, **words) for n in (1, 4, 99))
+    assert four.decode == 4 * one.decode
+    assert many.decode == 16 * one.decode
+    assert many.decode_banded == one.decode_banded
+
+
 def test_weights_are_counted_to_the_byte() -> None:
     config = shapes(2, 256, "0.06M")
     model = InfinityTransformer(config.transformer).set_compute_dtype(torch.bfloat16)

@@ -80,6 +80,17 @@ def test_the_padded_batch_agrees_with_single_prompts(folder: Path) -> None:
     torch.testing.assert_close(batch.rows, one_by_one.rows, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.gpu
+@pytest.mark.weights
+def test_recorded_passes_give_the_unpadded_rows() -> None:
+    prompts = ["a red apple", "", "a blue blue car"]
+    recorded = MiniLMEncoder.from_directory(WEIGHTS, "cuda")
+    wanted = MiniLMEncoder.from_directory(WEIGHTS).encode(prompts).rows
+    torch.testing.assert_close(recorded.encode(prompts).rows.cpu(), wanted, atol=1e-3, rtol=0)
+    assert recorded._graphs is not None
+    assert recorded._graphs.recorded
+
+
 def test_token_order_matters(folder: Path) -> None:
     encoder = MiniLMEncoder.from_directory(folder)
     first, second = encoder.encode(["red apple", "apple red"]).split()
