@@ -173,9 +173,9 @@ def _encode_first(
             encoder = load_text_encoder(model.text_encoder, source, torch.device(device), dtype)
             fill(cache, encoder, chain([first], texts))
             del encoder
-    gc.collect()
-    if device != "cpu":
-        torch.cuda.empty_cache()
+            gc.collect()
+            if device != "cpu":
+                torch.cuda.empty_cache()
     return CachedTextEncoder(
         cache, width=model.text_encoder.width, max_tokens=model.text_encoder.max_tokens
     )

@@ -200,4 +200,4 @@ def test_pictures_decoded_together_are_those_decoded_alone(folder: Path) -> None
     pipe = InfinityPipeline.from_pretrained(folder, encoder=LetterEncoder(), device="cuda")
     latents = torch.randn(5, 6, 32, 32, device="cuda")
     alone = torch.cat([pipe.decode_tensor(latent[None]) for latent in latents])
-    torch.testing.assert_close(pipe.decode_tensor(latents), alone, atol=2e-2, rtol=0)
+    torch.testing.assert_close(pipe.decode_tensor(latents), alone, atol=5e-2, rtol=0)
