@@ -18,6 +18,7 @@ from infinity.training.data.captions import COLOURS, is_held_out
 from infinity.training.data.compose import Composer
 from infinity.training.data.pack import Record
 from infinity.training.data.sources import STYLES
+from infinity.training.latents import BatchTextEncoder
 from stepvar_patch.experiments.metrics.frechet import fit_pca, frechet_distance, gaussian
 from stepvar_patch.experiments.metrics.icon_features import IconFeatures
 from stepvar_patch.experiments.metrics.ridge import fit_ridge
@@ -26,6 +27,7 @@ PENALTY = 300.0
 PRINCIPAL_DIRECTIONS = 64
 REAL_SAMPLES = 2000
 _CHUNK = 64
+_NAME_CHUNK = 256
 _WORDS = ("names", "styles", "keywords", "keywords_of")
 
 
@@ -178,7 +180,9 @@ def name_embeddings(names: Sequence[str], encoder: TextEncoder) -> Float[Tensor,
     """Mean token state of each name."""
     if not names:
         return torch.zeros(0, encoder.width)
-    return torch.stack([rows.mean(0) for rows in encoder.encode(names).split()])
+    encode = encoder.encode_batch if isinstance(encoder, BatchTextEncoder) else encoder.encode
+    parts = (encode(names[i : i + _NAME_CHUNK]).split() for i in range(0, len(names), _NAME_CHUNK))
+    return torch.stack([rows.mean(0) for part in parts for rows in part])
 
 
 def to_uint8(images: Float[Tensor, "n 3 h w"]) -> UInt8[Tensor, "n h w 3"]:
