@@ -32,14 +32,16 @@ class IconFeatures:
 
     @torch.no_grad()
     def __call__(
-        self, images: UInt8[Tensor, "n 256 256 3"], batch: int = 128
+        self, images: UInt8[Tensor, "n 256 256 3"], batch: int | None = None
     ) -> Float[Tensor, "n 1280"]:
         """fp32 features on the network's device.
 
         Args:
             images: sRGB; on any device, moved batch by batch.
-            batch: images per forward pass.
+            batch: images per forward pass; None is 128, or 8 on a CPU, whose allocator gives large
+                maps back to the system every time.
         """
+        batch = batch or (8 if self._device.type == "cpu" else 128)
         parts = [self._forward(part) for part in images.split(batch)]
         return torch.cat(parts) if parts else torch.empty(0, FEATURE_WIDTH, device=self._device)
 
