@@ -52,7 +52,7 @@ def stretched(maps: Tensor, axis: int, size: int) -> Tensor:
     """``maps`` sampled linearly at the centres of ``size`` cells along ``axis``.
 
     Along both axes of a map this is torch's bilinear resize without aligned corners, which walks
-    the channels one by one: 8.8 ms of a ``best_balanced`` picture in ``results/h200/2b.json``.
+    the channels one by one (``docs/speed.md`` tells what that cost).
     """
     before = maps.shape[axis]
     at = (torch.arange(size, device=maps.device) + 0.5) * (before / size) - 0.5

@@ -113,7 +113,11 @@ def draw_batch(
     flops = None
     if count:
         texts = [text for job in batch for text in (job.row.prompt, job.negative_prompt) if text]
-        encode = lambda: [pipeline.text_encoder.encode([text]) for text in texts]  # noqa: E731
+
+        def encode() -> None:
+            for text in texts:
+                pipeline.text_encoder.encode([text])
+
         encode()  # where passes are recorded, now: neither count below may hold the recording
         encoding = count_flops(encode)
         flops = (count_flops(work) - encoding) // len(batch)

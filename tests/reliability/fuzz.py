@@ -364,7 +364,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--inputs", type=int, default=1_000_000)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--keep", type=Path, default=Path("/tmp/stepvar-fuzz"))
+    parser.add_argument("--keep", type=Path, default=Path(tempfile.gettempdir(), "stepvar-fuzz"))
     parser.add_argument("--only", choices=SHARES)
     parser.add_argument("--atheris", choices=SHARES)
     given, rest = parser.parse_known_args()
