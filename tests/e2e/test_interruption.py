@@ -47,12 +47,14 @@ LONG = ["generate", "c.yaml", "preview=true", "images_per_prompt=12"]
 
 
 def start(work: Path, delay_s: float) -> subprocess.Popen[bytes]:
+    """A run that hears Ctrl-C, which a shell's background jobs and their children ignore."""
     return subprocess.Popen(
         [sys.executable, fake_pipeline.__file__, str(delay_s), *LONG],
         cwd=work,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
