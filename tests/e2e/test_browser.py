@@ -59,6 +59,8 @@ def report(folder: Path, masks: Path) -> Path:
     assert main(["generate", *words, f"output={folder}/dense"]) == 0
     table = json.loads((REPOSITORY / "results" / "ablations" / "score" / "table.json").read_text())
     table["cells"][0]["cell"] = table["command"] = table["title"] = HOSTILE
+    for cell in table["cells"]:
+        cell["ms"], cell["time_ratio"] = 500.0, cell["flop_ratio"]
     (folder / "table.json").write_text(json.dumps(table))
     page = folder / "report.html"
     results = [folder / "dense", folder / "out", folder / "table.json"]
