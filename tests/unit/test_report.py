@@ -56,6 +56,12 @@ def test_an_uncounted_cell_has_no_point_against_flops(tmp_path: Path) -> None:
     assert charts.speed_quality([one, two], "loop", "psnr_db") is not None
 
 
+def test_pictures_that_are_those_of_dense_do_not_stretch_the_axis_of_psnr(tmp_path: Path) -> None:
+    same, near = read_source(table(tmp_path / "a", cell("x", psnr_db=100.0), cell("y"))).arms
+    assert set(same.quality) == {"ssim"}
+    assert set(near.quality) == {"psnr_db", "ssim"}
+
+
 def bench(path: Path, *rows: dict[str, Any]) -> Path:
     value = {"format": "stepvar-bench/1", "command": "stepvar bench b.yaml", "new": 1}
     value |= {"environment": {"gpu": None, "torch": "2"}, "note": "random weights", "rows": rows}
@@ -284,6 +290,13 @@ def test_a_chart_takes_its_ink_from_the_page_and_is_the_same_every_time() -> Non
     assert "#01020" not in first
     assert {"0.5", "0.3", "a", "b"} <= set(text_of(first))
     assert ElementTree.fromstring(charts.standalone(first)).get("style")
+
+
+def test_a_point_is_not_labelled_with_the_value_it_stands_at() -> None:
+    arms = [arm("a", 1.9, 20, "1.9"), arm("a", 2.5, 17, "0.3")]
+    shown = text_of(charts.speed_quality(arms, "flops", "psnr_db") or "")
+    assert "0.3" in shown
+    assert "1.9" not in shown
 
 
 def test_names_beside_a_chart_never_overlap() -> None:

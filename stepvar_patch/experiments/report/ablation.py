@@ -6,6 +6,7 @@ from typing import Any
 
 from infinity.errors import UserError
 from stepvar_patch.experiments.ablate.report import Line, as_cells
+from stepvar_patch.experiments.metrics.psnr import CAP_DB
 from stepvar_patch.experiments.report.files import fit
 from stepvar_patch.experiments.report.model import Arm, Profile, Quality, Source, Table, series_of
 
@@ -53,14 +54,18 @@ def read_ablation(path: Path, value: dict[str, Any]) -> Source:
 
 
 def _arm(line: Line) -> Arm:
+    """A cell as a point; where every picture is dense's, a PSNR that is a cap has no place."""
     series, point = series_of(line.cell)
     ratios = {"flops": line.flop_ratio, "loop": line.time_ratio}
     error = line.psnr_se_db or 0.0
-    psnr = Quality(value=line.psnr_db, low=line.psnr_db - error, high=line.psnr_db + error)
+    quality = {"ssim": Quality(value=line.ssim)}
+    if line.psnr_db < CAP_DB:
+        low, high = line.psnr_db - error, line.psnr_db + error
+        quality["psnr_db"] = Quality(value=line.psnr_db, low=low, high=high)
     return Arm(
         label=line.cell,
         series=series,
         point=point,
         speeds={name: 1 / ratio for name, ratio in ratios.items() if ratio},
-        quality={"psnr_db": psnr, "ssim": Quality(value=line.ssim)},
+        quality=quality,
     )

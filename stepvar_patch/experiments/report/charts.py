@@ -96,7 +96,7 @@ def speed_quality(arms: Sequence[Arm], speed: Speed, metric: str) -> str | None:
             shown = list(zip(*errors, strict=True)) if any(map(any, errors)) else None
             axes.errorbar(xs, ys, shown, color=colour, marker=marker, ms=5, lw=1.2, elinewidth=0.7)
             for arm, x, y in zip(members, xs, ys, strict=True):
-                if len(members) > 1 and arm.point:
+                if len(members) > 1 and arm.point and not _same(arm.point, x):
                     axes.annotate(_short(arm.point), (x, y), fontsize=7, color=colour, **_ABOVE)
             ends[name] = (xs[-1], ys[-1], colour)
         low, high = axes.get_xlim()
@@ -186,6 +186,14 @@ def _figure(
     with mpl.rc_context(settings):
         figure = Figure(figsize=(_WIDTH_IN, height), layout="constrained")
         yield figure, figure.subplots()
+
+
+def _same(label: str, value: float) -> bool:
+    """Whether a label only repeats a value that is read off the axis: an arm's target met."""
+    try:
+        return math.isclose(float(label), value, rel_tol=0.02)
+    except ValueError:
+        return False
 
 
 def _reach(quality: Quality, factor: float) -> tuple[float, float]:
