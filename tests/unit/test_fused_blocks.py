@@ -24,7 +24,7 @@ from infinity.transformer.guidance import Guidance
 from stepvar_patch.policies import FastVARPolicy, StepVARPolicy
 from tests.property.test_generation import Scripted
 from tests.toy import toy_model, toy_run, toy_settings, toy_text
-from tests.unit.test_fused_kernels import CUDA, devices
+from tests.unit.kernels.kernel_cases import CUDA, devices
 
 anywhere = pytest.mark.parametrize("device", ["cpu", CUDA])
 """On a CPU without the interpreter, the torch form of every kernel takes its place."""
