@@ -1,0 +1,3 @@
+from bench_cases import work
+
+__all__ = ["work"]
