@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infinity.io.files import open_file
+from infinity.io.files import lock_error, open_file, write_error
 from infinity.io.ranks import Ranks
 
 CLAIMS = ".claims"
@@ -37,8 +37,8 @@ class Claims:
     """
 
     def __init__(self, folder: Path, ranks: Ranks) -> None:
-        self._alone = ranks.alone
-        self._file = open_file(folder / CLAIMS, os.O_RDWR | os.O_CREAT)
+        self._alone, self._path = ranks.alone, folder / CLAIMS
+        self._file = open_file(self._path, os.O_RDWR | os.O_CREAT)
 
     def take(self, batch: int) -> bool:
         """Whether batch number ``batch`` is not done and now belongs to this process."""
@@ -54,8 +54,16 @@ class Claims:
         return True
 
     def finish(self, batch: int, made: int) -> None:
-        """Notes that a batch that this process took is done, ``made`` images of it just now."""
-        os.pwrite(self._file.fileno(), _ENTRY.type(1 + made).tobytes(), batch * _ENTRY.itemsize)
+        """Notes that a batch that this process took is done, ``made`` images of it just now.
+
+        Raises:
+            UserError: the disk is full.
+        """
+        entry = _ENTRY.type(1 + made).tobytes()
+        try:
+            os.pwrite(self._file.fileno(), entry, batch * _ENTRY.itemsize)
+        except OSError as error:
+            raise write_error(self._path, error) from error
         self.release(batch)
 
     def release(self, batch: int) -> None:
@@ -97,7 +105,7 @@ class Claims:
         except OSError as error:
             if error.errno in _TAKEN:
                 return False
-            raise
+            raise lock_error(self._path, error) from error
         return True
 
     def _done(self, batch: int) -> bool:

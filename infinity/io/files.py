@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import secrets
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -43,6 +44,13 @@ def write_error(path: Path, error: OSError) -> Exception:
     """
     reason = _USERS_DISK.get(error.errno or 0)
     return UserError(f"output: cannot write {path}: {reason}") if reason else error
+
+
+def lock_error(path: Path, error: OSError) -> Exception:
+    """Like `write_error`, for a file that could not be locked: some file systems have no locks."""
+    if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+        return UserError(f"output: cannot lock {path}: its file system gives no locks")
+    return write_error(path, error)
 
 
 def check_writable(folder: Path, name: str) -> None:
@@ -136,16 +144,16 @@ def write_atomic(path: Path, write: Callable[[BinaryIO], object]) -> None:
         UserError: the disk is full or the place is not writable.
     """
     try:
-        handle, name = tempfile.mkstemp(TEMPORARY_SUFFIX, TEMPORARY_PREFIX, path.parent)
+        name = path.parent / f"{TEMPORARY_PREFIX}{secrets.token_hex(8)}{TEMPORARY_SUFFIX}"
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
         try:
             with os.fdopen(handle, "wb") as file:
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.chmod(name, 0o666 & ~_umask())
             os.replace(name, path)
         except BaseException:
-            Path(name).unlink(missing_ok=True)
+            name.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
     except OSError as error:
@@ -165,9 +173,3 @@ def remove_temporary(folder: Path) -> None:
     """Deletes what a killed process left half-written in a folder."""
     for file in folder.glob(f"{TEMPORARY_PREFIX}*{TEMPORARY_SUFFIX}"):
         file.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from infinity.errors import UserError
-from infinity.io.files import open_file
+from infinity.io.files import lock_error, open_file, write_error
 from infinity.io.ranks import Ranks
 
 LOCK = ".lock"
@@ -37,9 +37,11 @@ class RunLock:
     def __init__(self, folder: Path, ranks: Ranks) -> None:
         self._folder, self._ranks = folder, ranks
         self._file = open_file(folder / LOCK, os.O_RDWR | os.O_CREAT)
-        self._own = None if ranks.alone else self._rank_lock()
+        self._own: BinaryIO | None = None
         self.first = False
         try:
+            if not ranks.alone:
+                self._own = self._rank_lock()
             self._join()
         except BaseException:
             self.close()
@@ -55,14 +57,14 @@ class RunLock:
         """Lets the other processes of the launch in; called by the first."""
         if self._ranks.alone:
             return
-        while not _try(self._file.fileno(), fcntl.LOCK_SH):
+        while not self._try(self._file, fcntl.LOCK_SH):
             time.sleep(_POLL_S)
 
     def last(self) -> bool:
         """Gives up membership; True, with the lock held alone, when no other process has any."""
         if not self._ranks.alone:
             fcntl.flock(self._file, fcntl.LOCK_UN)
-            if not _try(self._file.fileno(), fcntl.LOCK_EX):
+            if not self._try(self._file, fcntl.LOCK_EX):
                 return False
         os.ftruncate(self._file.fileno(), 0)
         for path in self._folder.glob(f"{LOCK}-*"):
@@ -84,35 +86,45 @@ class RunLock:
 
     def _rank_lock(self) -> BinaryIO:
         file = open_file(self._folder / f"{LOCK}-{self._ranks.rank:05d}", os.O_RDWR | os.O_CREAT)
-        if not _try(file.fileno(), fcntl.LOCK_EX):
+        try:
+            if not self._try(file, fcntl.LOCK_EX):
+                raise self._in_use()
+        except BaseException:
             file.close()
-            raise self._in_use()
+            raise
         return file
 
     def _join(self) -> None:
         patient_until = time.monotonic() + PATIENCE_S
         while True:
-            if _try(self._file.fileno(), fcntl.LOCK_EX):
+            if self._try(self._file, fcntl.LOCK_EX):
                 self.first = True
-                os.ftruncate(self._file.fileno(), 0)
-                os.pwrite(self._file.fileno(), self._ranks.run.encode(), 0)
+                self._write_name()
                 return
             if self._ranks.alone:
                 raise self._in_use()
             ours = os.pread(self._file.fileno(), 4096, 0) == self._ranks.run.encode()
-            if ours and _try(self._file.fileno(), fcntl.LOCK_SH):
+            if ours and self._try(self._file, fcntl.LOCK_SH):
                 return
             if not ours and time.monotonic() > patient_until:
                 raise self._in_use()
             time.sleep(_POLL_S)
 
+    def _write_name(self) -> None:
+        try:
+            os.ftruncate(self._file.fileno(), 0)
+            os.pwrite(self._file.fileno(), self._ranks.run.encode(), 0)
+        except OSError as error:
+            raise write_error(self._folder / LOCK, error) from error
+
+    def _try(self, file: BinaryIO, kind: int) -> bool:
+        try:
+            fcntl.flock(file, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError as error:
+            raise lock_error(self._folder / LOCK, error) from error
+        return True
+
     def _in_use(self) -> UserError:
         return UserError(f"output: {self._folder} is in use by another run")
-
-
-def _try(handle: int, kind: int) -> bool:
-    try:
-        fcntl.flock(handle, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

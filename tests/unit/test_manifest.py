@@ -1,15 +1,18 @@
 """Run folders: what counts as finished, and what a second run may not do."""
 
+import errno
+import fcntl
 import json
 import os
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infinity.errors import UserError
-from infinity.io.files import file_sha256
+from infinity.io.files import file_sha256, write_atomic
 from infinity.io.manifest import RunFolder
 from infinity.io.ranks import Ranks
 from infinity.io.rows import ImageRow
@@ -19,6 +22,36 @@ CONFIG = {"seed": 1, "guidance_scale": (1.0, 2.0), "temperature": None, "batch_s
 
 def fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name != "batch_size"}
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_threads_write_files_with_the_users_permissions(tmp_path: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            names = [tmp_path / str(i) for i in range(200)]
+            list(pool.map(lambda path: write_atomic(path, lambda file: file.write(b"x")), names))
+        assert {path.stat().st_mode & 0o777 for path in names} == {0o666 & ~mask}
+        assert os.umask(mask) == mask
+    finally:
+        os.umask(before)
+
+
+@pytest.mark.parametrize("lock", ["flock", "lockf"])
+def test_a_file_system_without_locks_is_told_in_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lock: str
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    ranks = Ranks(rank=0, world=2, run="a")
+    monkeypatch.setattr(fcntl, lock, refuse)
+    told = r"cannot lock .* its file system gives no locks"
+    with (
+        pytest.raises(UserError, match=told),
+        RunFolder(tmp_path / "out", CONFIG, fixed, ranks) as folder,
+    ):
+        folder.claims.take(0)
 
 
 def finish(folder: RunFolder, name: str) -> ImageRow:
