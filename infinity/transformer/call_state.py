@@ -6,7 +6,7 @@ Shape legend: B images, b rows (conditional half first), T packed total, H heads
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import lru_cache
+from functools import cache
 
 import torch
 from jaxtyping import Float
@@ -32,8 +32,9 @@ name is the call's until it ends.
 """
 
 
-@lru_cache(maxsize=32)
+@cache
 def _rope_on(schedule: ScaleSchedule, head_dim: int, device: torch.device) -> Tensor:
+    """Kept for good, at most 60 schedules: recorded calls read a table where it lies."""
     return rope_table(schedule, head_dim).to(device)
 
 
