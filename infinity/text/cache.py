@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -18,17 +19,20 @@ from infinity.text.base import TextEncoder, TextFeatures
 _DIGEST_BYTES = 32
 
 
-def encoder_identity(folder: Path, dtype: torch.dtype) -> str:
-    """SHA-256 over all that decides an encoder's features: its files, dtype, torch's version.
+def encoder_identity(folder: Path, dtype: torch.dtype, device: str, max_tokens: int) -> str:
+    """SHA-256 over all that decides an encoder's features: its files, and what runs them how.
 
     Args:
         folder: of the text encoder.
         dtype: that it computes in.
+        device: kind of device that it runs on.
+        max_tokens: that it reads of a prompt.
 
     Raises:
         UserError: a file is unreadable.
     """
-    total = hashlib.sha256(json.dumps([str(dtype), torch.__version__]).encode())
+    versions = torch.__version__, version("transformers")
+    total = hashlib.sha256(json.dumps([str(dtype), device, max_tokens, *versions]).encode())
     for path in sorted(path for path in folder.iterdir() if path.is_file()):
         total.update(json.dumps([path.name, file_sha256(path)]).encode())
     return total.hexdigest()

@@ -52,8 +52,8 @@ class T5Encoder:
             dtype: of its weights; transformers keeps the FFN outputs of a float16 T5 in float32.
 
         Raises:
-            UserError: the folder is missing or does not hold such a checkpoint, or its weights are
-                not finite.
+            UserError: the folder is missing or does not hold a whole checkpoint of such a model, or
+                its weights are not finite.
         """
         from transformers import AutoTokenizer, T5EncoderModel
 
@@ -67,10 +67,17 @@ class T5Encoder:
             local: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
             tokenizer = AutoTokenizer.from_pretrained(folder, **local)
             with _without_progress_bar():
-                model = T5EncoderModel.from_pretrained(folder, dtype=dtype, **local)
+                model, found = T5EncoderModel.from_pretrained(
+                    folder, dtype=dtype, output_loading_info=True, **local
+                )
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise UserError(f"text encoder folder {folder} cannot be loaded: {reason}") from error
+        if missing := sorted(found["missing_keys"]):
+            raise UserError(
+                f"text encoder folder {folder} lacks {len(missing)} tensors of its encoder, "
+                f"{missing[0]} among them; copy it again"
+            )
         model.eval().requires_grad_(False).to(device)
         broken = [name for name, value in model.named_parameters() if not is_finite(value)]
         refuse_broken(broken, str(folder))

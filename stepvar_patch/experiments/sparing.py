@@ -166,7 +166,9 @@ def _encode_first(
     else:
         source = own_text_encoder(Path(config.model), model)
     place = Path(config.text_cache) if config.text_cache else folder.path / TEXT_CACHE
-    cache = TextCache(place, encoder_identity(source, dtype))
+    kind, longest = torch.device(device).type, model.text_encoder.max_tokens
+    identity = encoder_identity(source, dtype, kind, longest)
+    cache = TextCache(place, identity)
     for mine in (True, False):
         texts = iter(cache.missing(_texts(config, folder, ranks if mine else None)))
         if (first := next(texts, None)) is not None:

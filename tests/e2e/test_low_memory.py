@@ -101,10 +101,13 @@ def test_features_come_back_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(found.split()[1], kept["full"])
     assert cache.get("other") is None
     (tmp_path / "a").write_bytes(b"1")
-    one = encoder_identity(tmp_path, torch.float32)
-    assert one != encoder_identity(tmp_path, torch.bfloat16)
+    words = (torch.float32, "cpu", 64)
+    one = encoder_identity(tmp_path, *words)
+    half, full = torch.bfloat16, torch.float32
+    for other in ((half, "cpu", 64), (full, "cuda", 64), (full, "cpu", 9)):
+        assert one != encoder_identity(tmp_path, *other)
     (tmp_path / "a").write_bytes(b"2")
-    assert one != encoder_identity(tmp_path, torch.float32)
+    assert one != encoder_identity(tmp_path, *words)
 
 
 def test_doctor_predicts_memory(work: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,10 +1,12 @@
 """The T5 encoder through transformers, on a tiny random checkpoint."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import Unigram
 from tokenizers.pre_tokenizers import Metaspace
@@ -106,6 +108,16 @@ def test_a_folder_without_t5_is_one_sentence(tmp_path: Path) -> None:
         T5Encoder.from_directory(tmp_path, max_tokens=8, device=CPU, dtype=torch.float32)
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="cannot be loaded"):
+        T5Encoder.from_directory(tmp_path, max_tokens=8, device=CPU, dtype=torch.float32)
+
+
+def test_an_incomplete_checkpoint_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    state = load_file(tmp_path / "model.safetensors")
+    lost = [key for key in state if key.startswith("encoder.block.1.")]
+    kept = {key: value for key, value in state.items() if key not in lost}
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=rf"lacks {len(lost)} tensors .* encoder\.block\.1\."):
         T5Encoder.from_directory(tmp_path, max_tokens=8, device=CPU, dtype=torch.float32)
 
 
