@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -27,6 +28,7 @@ TOKENIZER_FILES = {
 """The tokenizer file that each released transformer was trained with."""
 
 _STRUCTURE = ("depth", "width", "heads", "text_width", "token_bits")
+_NAMED_512 = re.compile(r"(?<!\d)512x512(?!\d)|8b[-_]512(?!\d)", re.IGNORECASE)
 
 
 def infer_tokenizer(stored: Mapping[str, Shape], path: Path) -> TokenizerConfig:
@@ -126,14 +128,16 @@ def infer_model(
 ) -> ModelConfig:
     """The model of a fitting pair, with the published settings if it is a released one.
 
-    8B and 8B-512 have equal shapes: ``name`` decides, else a "512" in the transformer's path.
+    8B and 8B-512 have equal shapes: ``name`` decides, else whether the transformer's file or folder
+    is called so, as the released ones are.
 
     Raises:
         UserError: ``name`` is a released model of another shape.
     """
     fields = {field: getattr(transformer, field) for field in _STRUCTURE}
     preset = name if name in PRESETS else _preset_of(fields)
-    if preset == "infinity-8b" and name != preset and "512" in str(transformer_path):
+    called = "/".join(transformer_path.parts[-2:])
+    if preset == "infinity-8b" and name != preset and _NAMED_512.search(called):
         preset = "infinity-8b-512"
     if preset is None:
         logger.warning(

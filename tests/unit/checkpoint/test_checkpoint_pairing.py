@@ -42,11 +42,24 @@ def test_released_models_want_their_own_tokenizer(tmp_path: Path, name: str, rig
                 open_official(weights, path)
 
 
-def test_8b_512_is_known_by_name_or_path(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("place", "small"),
+    [
+        ("8b_512x512.pth", True),
+        ("infinity_8b_512x512_weights/w.pth", True),
+        ("8B-512.pth", True),
+        ("nvme512/8b.pth", False),
+        ("512x512/models/8b.pth", False),
+        ("8b_5120.pth", False),
+    ],
+)
+def test_the_model_of_512_pixels_is_known_by_name_or_path(tmp_path: Path, place: str, small: bool) -> None:
     preset = PRESETS["infinity-8b-512"]
-    weights = fake_file(transformer_shapes(preset.transformer), tmp_path / "8b_512x512.pth")
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    weights = fake_file(transformer_shapes(preset.transformer), tmp_path / place)
     vae = fake_file(tokenizer_shapes(preset.tokenizer), tmp_path / "vae.pth")
-    assert open_official(weights, vae).config == preset
+    found = open_official(weights, vae).config
+    assert found == (preset if small else PRESETS["infinity-8b"])
     named = open_official(weights, vae, name="infinity-8b").config
     assert named == PRESETS["infinity-8b"]
 
