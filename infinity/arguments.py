@@ -1,7 +1,7 @@
 """The arguments of a call of the pipeline that take one value or many: as lists, checked."""
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 from infinity.errors import UserError
@@ -11,9 +11,9 @@ def listed_prompts(prompts: str | Sequence[str]) -> list[str]:
     """One or several prompts as a list.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or one is no text.
     """
-    listed = [prompts] if isinstance(prompts, str) else list(prompts)
+    listed = _texts("prompts", prompts)
     if not listed:
         raise UserError("prompts is empty; allowed: at least one prompt")
     return listed
@@ -23,11 +23,13 @@ def listed_negatives(negative: str | Sequence[str] | None, prompts: int) -> list
     """One negative prompt per prompt; an empty one means the model's unconditional features.
 
     Raises:
-        UserError: another number of them.
+        UserError: another number of them, or one is no text.
     """
     if negative is None:
         return [""] * prompts
-    listed = [negative] * prompts if isinstance(negative, str) else list(negative)
+    listed = _texts("negative_prompt", negative)
+    if isinstance(negative, str):
+        listed *= prompts
     if len(listed) != prompts:
         raise UserError(
             f"negative_prompt lists {len(listed)} entries; allowed: one, or one per prompt"
@@ -53,8 +55,10 @@ def listed_seeds(
         firsts = [secrets.randbits(32) for _ in range(prompts)]
     elif isinstance(seed, Integral):
         firsts = [int(seed)] * prompts
-    else:
+    elif isinstance(seed, Iterable) and all(isinstance(one, Integral) for one in seed):
         firsts = [int(one) for one in seed]
+    else:
+        raise UserError(f"seed is {seed!r}; allowed: an integer in [0, 2^63), or one per prompt")
     if len(firsts) != prompts:
         raise UserError(f"seed lists {len(firsts)} values; allowed: one, or one per prompt")
     seeds = tuple(first + offset for first in firsts for offset in range(images_per_prompt))
@@ -65,3 +69,11 @@ def listed_seeds(
     if not (seed is None or isinstance(seed, Integral)):
         raise UserError("seed is a list; with compatibility one seed serves the batch")
     return seeds[:1] * len(seeds)
+
+
+def _texts(field: str, given: str | Sequence[str]) -> list[str]:
+    listed = [given] if isinstance(given, str) or not isinstance(given, Iterable) else list(given)
+    for text in listed:
+        if not isinstance(text, str):
+            raise UserError(f"{field} holds {text!r}; allowed: a text, or a list of texts")
+    return listed

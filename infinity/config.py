@@ -241,7 +241,11 @@ PRESETS: dict[str, ModelConfig] = {
             rope_reference="0.25M",
         ),
         tokenizer=TokenizerConfig(
-            codebook_dim=16, patch_size=8, channels=32, channel_multipliers=(1, 2, 4, 6)
+            codebook_dim=16,
+            patch_size=8,
+            channels=32,
+            channel_multipliers=(1, 2, 4, 6),
+            scale_gains=10,
         ),
         text_encoder=TextEncoderConfig(kind="minilm", width=384, max_tokens=64),
         sampling=SamplingDefaults(

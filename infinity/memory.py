@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from infinity.config import ModelConfig, TextEncoderConfig
+from infinity.picture import picture_schedule
 from infinity.schedule import ScaleSchedule
 from infinity.tokenizer.autoencoder import BSQTokenizer, decoded_together
 from infinity.tokenizer.banded import BAND_VALUES
@@ -123,6 +124,22 @@ def memory_need(
         decode_banded=_decode_bytes(config, cells, element, banded=True),
         recorded=recorded,
     )
+
+
+def batch_that_fits(config: ModelConfig, dtype: torch.dtype, total_bytes: int) -> int:
+    """How many square pictures of a model's own size to draw at once where nobody says: at most 8.
+
+    Args:
+        config: of the model.
+        dtype: compute dtype.
+        total_bytes: of the device.
+    """
+    schedule = picture_schedule(config)
+    for images in (8, 4, 2):
+        need = memory_need(config, schedule, images=images, guided=True, dtype=dtype, recorded=True)
+        if need.fits("auto", total_bytes):
+            return images
+    return 1
 
 
 def _decode_bytes(config: ModelConfig, cells: int, element: int, *, banded: bool) -> int:

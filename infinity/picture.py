@@ -1,5 +1,7 @@
 """The shape of a picture: which schedule draws it, and how many pixels it has."""
 
+from numbers import Integral, Real
+
 from infinity.config import ModelConfig, Resolution
 from infinity.errors import UserError
 from infinity.schedule import TEMPLATES, ScaleSchedule, scale_schedule
@@ -32,8 +34,10 @@ def picture_schedule(
     if height is not None and aspect_ratio is not None:
         raise UserError("give either aspect_ratio or height and width, not both")
     ratio = 1.0 if aspect_ratio is None else aspect_ratio
+    if not isinstance(ratio, Real):
+        raise UserError(f"aspect_ratio is {ratio!r}; allowed: a number, height over width")
     if height is not None and width is not None:
-        if min(height, width) < 1:
+        if not all(isinstance(side, Integral) and side > 0 for side in (height, width)):
             raise UserError(f"height × width is {height} × {width}; allowed: positive pixels")
         ratio = height / width
     try:

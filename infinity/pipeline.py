@@ -2,9 +2,12 @@
 
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import wraps
+from numbers import Integral
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Concatenate, ParamSpec, TypeVar, get_args
 
 import torch
 from jaxtyping import Float
@@ -14,9 +17,10 @@ from torch import Tensor
 from infinity.arguments import listed_negatives, listed_prompts, listed_seeds
 from infinity.checkpoint import load_into, load_model_config
 from infinity.config import EngineMode, ModelConfig, Resolution
-from infinity.engine import Engine
+from infinity.engine import Engine, refuse_mode
 from infinity.errors import Mistakes, UserError, collecting
 from infinity.loading import open_model, own_text_encoder, resolve_device, resolve_dtype
+from infinity.memory import batch_that_fits
 from infinity.output import OutputType, PipelineOutput, as_output
 from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy, PruningPolicy
@@ -31,6 +35,23 @@ from infinity.tokenizer.banded import BandedDecoder
 from infinity.transformer.model import InfinityTransformer
 
 logger = logging.getLogger(__name__)
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _on_its_device(
+    method: Callable[Concatenate["InfinityPipeline", P], R],
+) -> Callable[Concatenate["InfinityPipeline", P], R]:
+    """Makes the pipeline's GPU the current one meanwhile: kernels are launched on the current one,
+    wherever their tensors lie.
+    """
+
+    @wraps(method)
+    def run(self: "InfinityPipeline", *args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+            return method(self, *args, **kwargs)
+
+    return run
 
 
 @dataclass(eq=False)
@@ -43,7 +64,8 @@ class InfinityPipeline:
         policy: which tokens are computed; dense unless a patch is applied.
         attention: backend name, or "auto".
         max_batch_size: images computed together. On CPU it is 1: larger batches gain nothing there,
-            and one image at a time makes every image independent of the batch to the last bit.
+            and one image at a time makes every image independent of the batch to the last bit. On a
+            GPU it is 8, or fewer where its memory holds fewer of the model's own size.
         engine: how calls are carried out, see :data:`infinity.config.EngineMode`.
         fp8: run the blocks' large matrix products in fp8 (Hopper and newer).
     """
@@ -95,6 +117,7 @@ class InfinityPipeline:
         path = Path(path)
         where = resolve_device(device)
         precision = resolve_dtype(dtype, where)
+        refuse_mode(engine, where)
         found: list[str] = []
         with collecting(found):
             config, states, identity = open_model(path, tokenizer)
@@ -125,11 +148,12 @@ class InfinityPipeline:
             digest=identity,
             device=where,
             dtype=precision,
-            max_batch_size=1 if where.type == "cpu" else 8,
+            max_batch_size=_default_batch(config, where, precision),
             engine=engine,
             fp8=fp8,
         )
 
+    @_on_its_device
     def __call__(
         self,
         prompts: str | Sequence[str],
@@ -182,9 +206,9 @@ class InfinityPipeline:
             UserError: a value out of range, or lists whose lengths do not fit.
         """
         prompts = listed_prompts(prompts)
-        if num_images_per_prompt < 1:
+        if not isinstance(num_images_per_prompt, Integral) or num_images_per_prompt < 1:
             raise UserError(
-                f"num_images_per_prompt is {num_images_per_prompt}; allowed: at least 1"
+                f"num_images_per_prompt is {num_images_per_prompt!r}; allowed: an integer from 1"
             )
         if output_type not in get_args(OutputType):
             raise UserError(f"output_type is {output_type!r}; allowed: {get_args(OutputType)}")
@@ -255,6 +279,7 @@ class InfinityPipeline:
             resolution=resolution,
         )
 
+    @_on_its_device
     @torch.inference_mode()
     def decode_tensor(self, latent: Float[Tensor, "b d h w"]) -> Float[Tensor, "b 3 H W"]:
         """Pictures in [−1, 1], fp32; on a CPU each decoded alone, so that batches cannot change
@@ -313,6 +338,13 @@ class InfinityPipeline:
             on_scale_end=callback,
             timer=timer,
         )
+
+
+def _default_batch(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> int:
+    if device.type == "cpu":
+        return 1
+    total: int = torch.cuda.get_device_properties(device).total_memory
+    return batch_that_fits(config, dtype, total)
 
 
 def _timings(clock: StageClock) -> dict[str, float]:

@@ -55,8 +55,8 @@ def save_model_directory(
         transformer_state: plain or lazy state dict, read one tensor at a time.
         tokenizer_state: likewise.
         int8: store matrices as int8 rows and everything else as fp16.
-        dtype: without ``int8``, dtype of the transformer's block matrices, which is all that a
-            compute dtype covers; as they are if None. Other tensors keep their dtype.
+        dtype: without ``int8``, dtype of the transformer's block matrices; as they are if None.
+            Other tensors keep their dtype.
         text_encoder_dir: a ``transformers`` folder to copy; its weights must be safetensors.
         max_shard_bytes: size limit of a shard, unless one tensor alone is larger.
         source: notes on the origin, kept in the manifest.

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import get_args
 
 import torch
 from torch import Tensor
@@ -33,6 +34,21 @@ def _why_plain(model: InfinityTransformer) -> str | None:
     return why_not(model.device)
 
 
+def refuse_mode(mode: EngineMode, device: torch.device) -> None:
+    """Makes sure that a mode can run on a device.
+
+    Raises:
+        UserError: it cannot, or there is no such mode.
+    """
+    if mode not in get_args(EngineMode):
+        raise UserError(f"engine is {mode!r}; allowed: {', '.join(get_args(EngineMode))}")
+    reason = why_not(device)
+    if mode in ("eager", "graphs") and reason is not None:
+        raise UserError(f"engine is {mode}, but {reason}; allowed: auto or plain")
+    if mode == "graphs" and device.type != "cuda":
+        raise UserError("engine is graphs, which needs a CUDA device; allowed: auto or plain")
+
+
 _MOST_RECORDINGS = 32
 _MOST_SEEN = 64
 
@@ -54,11 +70,10 @@ class Engine:
     ) -> None:
         self.asked = (model, mode, fp8)
         self.model, device = model, model.device
+        refuse_mode(mode, device)
         reason = _why_plain(model)
         if mode in ("eager", "graphs") and reason is not None:
             raise UserError(f"engine is {mode}, but {reason}; allowed: auto or plain")
-        if mode == "graphs" and device.type != "cuda":
-            raise UserError("engine is graphs, which needs a CUDA device; allowed: auto or plain")
         if mode == "auto":
             mode = "graphs" if reason is None and device.type == "cuda" else "plain"
             if reason is not None:

@@ -23,7 +23,7 @@ _KEY_INCREMENTS = (0x9E3779B9, 0xBB67AE85)
 
 @runtime_checkable
 class NoiseSource(Protocol):
-    """Exponential draws, one call per executed scale in scale order."""
+    """Exponential draws, one call per scale in order, also for a scale that is left out."""
 
     def exponential(self, si: int, bits: int) -> Float[Tensor, "images bits 2"]: ...
 

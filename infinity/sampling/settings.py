@@ -1,9 +1,9 @@
 """How to sample: one value per scale, checked, from what a caller gives."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
 
 from infinity.config import SamplingDefaults
 from infinity.errors import Mistakes, UserError, collecting
@@ -67,7 +67,8 @@ def resolve_settings(
         temperature = defaults.temperature
     top_k = defaults.top_k if top_k is None else top_k
     top_p = defaults.top_p if top_p is None else top_p
-    layers = tuple(defaults.guidance_layers if guidance_layers is None else guidance_layers)
+    if guidance_layers is None:
+        guidance_layers = defaults.guidance_layers
     found: list[str] = []
     guidance_scales = temperatures = (1.0,)
     with collecting(found):
@@ -78,13 +79,14 @@ def resolve_settings(
         found.append(
             f"temperature is {min(temperatures)}; allowed: numbers above 0 (top_k=1 is greedy)"
         )
-    if top_k < 0:
-        found.append(f"top_k is {top_k}; allowed: 0 (off) or a positive integer")
-    if not 0 <= top_p <= 1:
-        found.append(f"top_p is {top_p}; allowed: a number in [0, 1], 0 = off")
-    if not layers or any(layer > 0 or layer <= -depth for layer in layers):
+    if not isinstance(top_k, Integral) or top_k < 0:
+        found.append(f"top_k is {top_k!r}; allowed: 0 (off) or a positive integer")
+    if not isinstance(top_p, Real) or not 0 <= top_p <= 1:
+        found.append(f"top_p is {top_p!r}; allowed: a number in [0, 1], 0 = off")
+    layers = tuple(guidance_layers) if isinstance(guidance_layers, Iterable) else ()
+    if not layers or not all(isinstance(n, Integral) and -depth < n <= 0 for n in layers):
         found.append(
-            f"guidance_layers is {list(layers)}; allowed: 0 for the logits and "
+            f"guidance_layers is {guidance_layers!r}; allowed: a list of 0 for the logits and "
             f"-1 … -{depth - 1} for the last {depth - 1} blocks, at least one"
         )
     if found:
@@ -92,14 +94,17 @@ def resolve_settings(
     return SamplingSettings(
         guidance_scale=guidance_scales,
         temperature=temperatures,
-        top_k=top_k,
-        top_p=top_p,
+        top_k=int(top_k),
+        top_p=float(top_p),
         guidance=Guidance(frozenset(depth + n for n in layers if n < 0), 0 in layers),
     )
 
 
 def _per_scale(field: str, value: PerScale, scales: int) -> tuple[float, ...]:
-    values = (float(value),) * scales if isinstance(value, Real) else tuple(map(float, value))
+    given = (value,) * scales if isinstance(value, Real) else value
+    if not isinstance(given, Iterable) or not all(isinstance(v, Real) for v in given):
+        raise UserError(f"{field} is {value!r}; allowed: a number, or one per scale")
+    values = tuple(map(float, given))
     if len(values) < scales:
         raise UserError(
             f"{field} lists {len(values)} values; allowed: one number, or at least one per scale "

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from infinity.config import PRESETS, ModelConfig, Resolution
-from infinity.memory import memory_need
+from infinity.memory import batch_that_fits, memory_need
 from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy
 from infinity.sampling.loop import generate_latents
@@ -139,3 +139,14 @@ def test_recorded_calls_keep_the_cache_while_decoding() -> None:
     kept = plain.cache + plain.decode
     assert recorded.peak("auto") - plain.peak("auto") == kept - max(scales, plain.decode) > 0
     assert recorded.peak("low") == plain.peak("low")
+
+
+@pytest.mark.parametrize(
+    ("name", "gib", "images"),
+    [("embedded", 8, 8), ("infinity-2b", 24, 2), ("infinity-2b", 141, 8), ("infinity-8b", 80, 4)],
+)
+def test_as_many_pictures_are_drawn_at_once_as_a_card_holds(
+    name: str, gib: int, images: int
+) -> None:
+    assert batch_that_fits(PRESETS[name], torch.bfloat16, gib << 30) == images
+    assert batch_that_fits(PRESETS[name], torch.bfloat16, 0) == 1

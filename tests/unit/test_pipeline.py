@@ -154,7 +154,7 @@ def test_compatibility_draws_one_stream_for_the_batch(pipe: InfinityPipeline) ->
         ({"height": 31, "width": 32}, "allowed: 32 × 32"),
         ({"height": 32}, "together"),
         ({"height": 32, "width": 32, "aspect_ratio": 1.0}, "not both"),
-        ({"num_images_per_prompt": 0}, "at least 1"),
+        ({"num_images_per_prompt": 0}, "an integer from 1"),
         ({"seed": [1], "compatibility": True}, "one seed serves the batch"),
     ],
 )
@@ -171,6 +171,7 @@ def test_bad_values_name_what_is_allowed(
         ({"device": "tpu"}, "allowed: cpu"),
         ({"device": "cuda:99"}, "CUDA devices"),
         ({"dtype": "float8"}, "allowed: float32, bfloat16"),
+        ({"engine": "graphs", "device": "cpu"}, "engine is graphs, "),
         ({}, "holds no text encoder"),
     ],
 )
@@ -201,3 +202,14 @@ def test_pictures_decoded_together_are_those_decoded_alone(folder: Path) -> None
     latents = torch.randn(5, 6, 32, 32, device="cuda")
     alone = torch.cat([pipe.decode_tensor(latent[None]) for latent in latents])
     torch.testing.assert_close(pipe.decode_tensor(latents), alone, atol=5e-2, rtol=0)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_the_second_gpu_draws_while_the_first_is_current(folder: Path) -> None:
+    drawn = []
+    for device in ("cuda:0", "cuda:1"):
+        pipe = InfinityPipeline.from_pretrained(folder, encoder=LetterEncoder(), device=device)
+        drawn += [pipe("cat", seed=1).latents.cpu() for _ in range(3)]
+        assert torch.cuda.current_device() == 0
+    assert all(torch.equal(latents, drawn[0]) for latents in drawn)
