@@ -1,107 +1,23 @@
 """Invariants of the scale loop that every policy relies on."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scripted import GUIDANCE, Answering, Scripted, overwrite
 from torch import Tensor
 
-from infinity.policy import (
-    DENSE_SCALE,
-    Branch,
-    BranchPlan,
-    DenseRun,
-    PolicyRequest,
-    PolicyRun,
-    RestoreContext,
-    ScalePlan,
-    ScaleView,
-)
+from infinity.policy import Branch, DenseRun, PolicyRequest, PolicyRun, ScalePlan
 from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import TEMPLATES, scale_schedule
 from infinity.text.base import TextFeatures
-from infinity.tokens import KeepSet, PackedTokens, pack, pack_all, unpack
-from infinity.transformer.guidance import Guidance, guide
-from infinity.transformer.stack import BlockStack
-from tests.toy import remembered_calls, toy_model, toy_run, toy_settings, toy_text
-
-
-def overwrite(fresh: PackedTokens, context: RestoreContext) -> Tensor:
-    """Pruned positions keep the stream they had."""
-    return unpack(fresh, context.before)
-
-
-def overwrite_change(fresh: PackedTokens, context: RestoreContext) -> Tensor:
-    return unpack(fresh, torch.zeros_like(context.before))
-
-
-@dataclass(frozen=True)
-class Scripted:
-    """Keeps ``counts`` positions per image at the last scales, evenly spread; ``plan`` adds to
-    it.
-    """
-
-    counts: tuple[int, ...] | None = None
-    scales: int = 2
-    plan: dict[str, Any] = field(default_factory=dict)
-    inside: Literal["layer", "branch"] | None = None
-    name: str = "scripted"
-
-    def start(self, request: PolicyRequest) -> PolicyRun:
-        return ScriptedRun(request, self)
-
-
-class ScriptedRun(DenseRun):
-    def __init__(self, request: PolicyRequest, script: Scripted) -> None:
-        super().__init__(request)
-        self.script = script
-
-    def keep(self, positions: int, device: torch.device) -> KeepSet:
-        counts = self.script.counts or (positions,) * self.request.images
-        rows = [
-            torch.arange(n, device=device) * positions // n
-            for n in (min(c, positions) for c in counts)
-        ]
-        return KeepSet(torch.cat(rows), tuple(len(r) for r in rows))
-
-    def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
-        if si < len(self.request.schedule) - self.script.scales:
-            return DENSE_SCALE
-        plan = self.script.plan
-        if self.script.inside:
-            return ScalePlan(inside=self.script.inside, **plan)
-        keep = self.keep(view.grid[0] * view.grid[1], view.x.device)
-        restore = {} if "restore_codes" in plan else {"restore": overwrite}
-        return ScalePlan(keep=keep, **restore, **plan)
-
-    def plan_branch(self, si: int, layer: int, branch: Branch, x: Tensor) -> BranchPlan | None:
-        restore = overwrite if branch == "layer" else overwrite_change
-        return BranchPlan(self.keep(x.shape[1], x.device), restore)
-
-
-@dataclass(frozen=True)
-class Answering:
-    """Plans every scale with a function."""
-
-    answer: Callable[[int], ScalePlan]
-    name: str = "answering"
-
-    def start(self, request: PolicyRequest) -> PolicyRun:
-        run = DenseRun(request)
-        run.plan_scale = lambda si, view: self.answer(si)  # type: ignore[method-assign]
-        return run
-
-
-GUIDANCE = {
-    "logits": Guidance(frozenset(), True),
-    "hidden": Guidance(frozenset({1}), False),
-    "both": Guidance(frozenset({0}), True),
-}
+from infinity.tokens import KeepSet, pack, pack_all, unpack
+from infinity.transformer.guidance import guide
+from tests.toy import toy_model, toy_run, toy_settings, toy_text
 
 
 @pytest.mark.parametrize("images", [1, 3])
@@ -180,84 +96,6 @@ def test_pruning_one_image_leaves_the_other_alone() -> None:
     assert not torch.allclose(half[1], dense[1], atol=1e-3)
 
 
-def test_cache_holds_what_was_written_and_nothing_of_the_last_scale(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
-    calls = remembered_calls(monkeypatch)
-    lengths: list[tuple[int, ...]] = []
-    original = BlockStack.run
-
-    def watched(self: BlockStack, si: int, *args: Any) -> Any:
-        out = original(self, si, *args)
-        lengths.append(self.call.caches[0].lengths)
-        return out
-
-    monkeypatch.setattr(BlockStack, "run", watched)
-    toy_run(model, toy_text(model, (3, 5)), policy=Scripted(counts=(20, 30)))
-    dense = [sum(schedule.tokens_per_scale[: k + 1]) for k in range(5)]
-    assert [entry[0] for entry in lengths[:5]] == dense
-    assert lengths[5] == (dense[-1] + 20, dense[-1] + 30) * 2
-    assert lengths[6] == lengths[5]
-    assert calls[0].caches[0].capacity == schedule.offsets[-2]
-
-
-def test_unconditional_rows_end_with_the_last_guidance(monkeypatch: pytest.MonkeyPatch) -> None:
-    model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
-    text = toy_text(model, (3, 5))
-    seen: dict[int, list[int]] = {0: [], 1: [], 2: []}
-    for index, block in enumerate(model.layers()):
-        block.register_forward_hook(lambda _m, _i, out, k=index: seen[k].append(out.shape[0]))
-    scales = (3.0, 3.0, 3.0, 3.0, 1.0, 1.0, 1.0)
-    toy_run(model, text, settings=toy_settings(schedule, guidance_scale=scales))
-    assert seen[0] == [4] * 4 + [2] * 3
-    for counts in seen.values():
-        counts.clear()
-    toy_run(model, text, settings=toy_settings(schedule, guidance=GUIDANCE["hidden"]))
-    assert seen[1] == [4] * 7
-    assert seen[2] == [2] * 7
-
-
-def test_guidance_after_the_last_block_and_on_logits_replaces_both_halves() -> None:
-    """Spec §7.1: hidden guidance writes the mixture into both halves, and the head reads both."""
-    model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
-    text = toy_text(model, (3,))
-    last: list[Tensor] = []
-    list(model.layers())[-1].register_forward_hook(lambda _m, _i, out: last.append(out))
-    scales: list[ScaleEnd] = []
-    guidance = Guidance(frozenset({2}), True)
-    toy_run(
-        model,
-        text,
-        settings=toy_settings(schedule, guidance_scale=2.0, guidance=guidance),
-        on_scale_end=scales,
-    )
-    sos = model.condition(model.with_unconditional(text)).sos
-    mixed = 2.0 * last[0][:1] - last[0][1:]
-    cond, uncond = model.logits(torch.cat([mixed, mixed]), sos[:, None])
-    torch.testing.assert_close(scales[0].logits, 2.0 * cond - uncond, atol=1e-5, rtol=0)
-
-
-def test_dropping_unread_rows_changes_nothing() -> None:
-    """Guidance on the first scales only: the same codes as with the unconditional half kept."""
-    model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
-    text = toy_text(model, (3, 5))
-    ends = (3.0,) * 4 + (1.0,) * 3
-    kept = (3.0,) * 4 + (1.0, 1.0, 1.0 + 1e-12)
-    a = toy_run(model, text, settings=toy_settings(schedule, guidance_scale=ends))
-    b = toy_run(model, text, settings=toy_settings(schedule, guidance_scale=kept))
-    assert torch.equal(a, b)
-
-
-@pytest.mark.parametrize("rows", ["cond", "uncond"])
-def test_rows_can_be_dropped_by_a_plan(rows: str) -> None:
-    model, text = toy_model(), toy_text(toy_model(), (3, 5))
-    policy = Scripted(plan={"rows": rows, "guidance": 1.0})
-    out = toy_run(model, text, policy=policy)
-    assert out.isfinite().all()
-    assert not torch.equal(out, toy_run(model, text))
-
-
 def test_a_policy_hears_logits_that_no_temperature_has_scaled() -> None:
     model, schedule, heard = toy_model(), scale_schedule(1.0, "0.06M"), list[Tensor]()
 
@@ -291,69 +129,6 @@ def test_skipped_scales_add_nothing() -> None:
     skipped = toy_run(model, text, policy=skip_last, on_scale_end=scales)
     assert len(scales) == 5
     assert torch.equal(skipped, toy_run(model, text, policy=stop_early))
-
-
-def test_codes_can_be_made_dense_instead_of_the_stream() -> None:
-    model, text = toy_model(), toy_text(toy_model(), (3, 5))
-
-    def zero_codes(codes: Tensor, keep: KeepSet, view: ScaleView) -> Tensor:
-        packed = pack(torch.zeros(2, view.grid[0] * view.grid[1], codes.shape[-1]), keep)
-        return unpack(
-            packed.with_x(codes), torch.zeros(2, view.grid[0] * view.grid[1], codes.shape[-1])
-        )
-
-    everything = toy_run(model, text, policy=Scripted(plan={"restore_codes": zero_codes}))
-    assert torch.equal(everything, toy_run(model, text))
-    some = toy_run(model, text, policy=Scripted(counts=(9, 30), plan={"restore_codes": zero_codes}))
-    assert some.isfinite().all()
-
-
-def test_propagated_keys_equal_dense_ones_when_everything_is_kept() -> None:
-    model, text = toy_model(), toy_text(toy_model(), (3, 5))
-
-    class PropagatingRun(ScriptedRun):
-        def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
-            keep = self.keep(view.grid[0] * view.grid[1], view.x.device)
-            source = keep.indices.view(len(keep.counts), -1)
-            return ScalePlan(keep=keep, restore=overwrite, kv_write="propagate", kv_source=source)
-
-    class Propagating(Scripted):
-        def start(self, request: PolicyRequest) -> PolicyRun:
-            return PropagatingRun(request, self)
-
-    a: list[ScaleEnd] = []
-    b: list[ScaleEnd] = []
-    toy_run(model, text, policy=Propagating(), on_scale_end=a)
-    toy_run(model, text, on_scale_end=b)
-    torch.testing.assert_close(a[-1].logits, b[-1].logits, atol=2e-5, rtol=0)
-
-
-def test_layers_outside_the_pruned_range_cache_their_own_keys(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    model, schedule = toy_model(), scale_schedule(1.0, "0.06M")
-    calls = remembered_calls(monkeypatch)
-
-    def propagate(si: int) -> ScalePlan:
-        if si != 4:
-            return DENSE_SCALE
-        keep = KeepSet.of_rows(torch.tensor([[0, 30]]))
-        source = torch.arange(64)[None] // 32
-        return ScalePlan(
-            keep=keep,
-            restore=overwrite,
-            layers=(1, 2),
-            kv_write="propagate",
-            kv_source=source,
-        )
-
-    text = toy_text(model, (3,))
-    toy_run(model, text, policy=Answering(propagate))
-    toy_run(model, text)
-    end = schedule.offsets[5]
-    pruned, dense = (call.caches for call in calls)
-    assert torch.equal(pruned[0].k[:, :end], dense[0].k[:, :end])
-    assert not torch.equal(pruned[1].k[:, :end], dense[1].k[:, :end])
 
 
 def test_contradicting_plans_are_refused() -> None:
