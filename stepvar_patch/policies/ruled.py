@@ -1,5 +1,6 @@
 """What runs that follow per-scale rules share: plans, cache bounds, layer ranges."""
 
+from dataclasses import replace
 from typing import Any
 
 from infinity.errors import Mistakes, UserError
@@ -29,7 +30,7 @@ class RuledRun(DenseRun):
         """
         super().__init__(request)
         tokens = request.schedule.tokens_per_scale
-        self.rules = resolve(scales, request.schedule)
+        self.rules = _carried(resolve(scales, request.schedule), len(tokens))
         self._check_rows()
         self.last = max(si for si in range(len(tokens)) if self.rule(si).run)
         self.pruned = frozenset(
@@ -61,6 +62,13 @@ class RuledRun(DenseRun):
                 found.append(
                     f"{name}.guidance is {rule.guidance}, but no unconditional half runs "
                     "there; allowed: 1 or null, or a guidance_scale other than 1 from there on"
+                )
+            halved = [k for k in self.rules if k <= si and self.rules[k].rows != "both"]
+            if rule.guidance not in (None, 1) and halved:
+                first = min(halved) - len(request.schedule)
+                found.append(
+                    f"{name}.guidance is {rule.guidance}, but only one half of the rows runs "
+                    f"there; allowed: 1 or null from scales.{first} on"
                 )
         if found:
             raise Mistakes(found)
@@ -111,6 +119,21 @@ class RuledRun(DenseRun):
             stop_after=rule.run and si == self.last,
             **changes,
         )
+
+
+def _carried(rules: dict[int, ScaleRule], scales: int) -> dict[int, ScaleRule]:
+    """The rules, where rows that end at a scale which does not run end at the next that does."""
+    carried = dict(rules)
+    rows: Rows = "both"
+    for si in range(scales):
+        rule = carried.get(si, ScaleRule())
+        if rule.rows != "both":
+            rows = rule.rows
+        elif rule.run and rows != "both":
+            carried[si] = replace(rule, rows=rows)
+        if rule.run:
+            rows = "both"
+    return dict(sorted(carried.items()))
 
 
 def layer_range(fractions: tuple[float, float], layers: int) -> range:

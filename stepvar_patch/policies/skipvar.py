@@ -109,7 +109,8 @@ class SkipVARPolicy:
 
         Raises:
             UserError: a rule matches no scale or prunes tokens; the decision comes too early or too
-                late for the schedule, or its two fits have weights and bias of different lengths.
+                late for the schedule, its two fits have weights and bias of different lengths, or a
+                rule keeps only the rows that it ends.
         """
         return SkipVARRun(request, self)
 
@@ -130,6 +131,11 @@ class SkipVARRun(RuledRun):
         if policy.decision is not None:
             self.decided_after += policy.decision.after_scale
             self._check(policy.decision)
+            if any(rule.rows == "uncond" for rule in self.rules.values()):
+                raise UserError(
+                    "skipvar: the decision ends the unconditional rows, but a rule in scales keeps "
+                    "only them; allowed: rows both or cond, or no decision"
+                )
         self.older: Tensor | None = None
         self.dropped = (0,) * request.images
         self.unguided = (0,) * request.images

@@ -4,7 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from rival_calls import HALF, adaptive, always, model, request_of
+import torch
+from rival_calls import HALF, adaptive, always, model, request_of, run_toy
 
 from infinity.config import PRESETS
 from infinity.errors import UserError
@@ -14,6 +15,7 @@ from stepvar_patch.cost import plan_cost
 from stepvar_patch.experiments.metrics.flops import count_flops
 from stepvar_patch.policies.fastvar import FastVARPolicy
 from stepvar_patch.policies.ldpruning import LDPruningPolicy
+from stepvar_patch.policies.ruled import RuledRun
 from stepvar_patch.policies.skipvar import SkipDecision, SkipVARPolicy
 from stepvar_patch.policies.sparsevar import SparseVARPolicy
 from stepvar_patch.policies.tome import ToMePolicy
@@ -35,6 +37,16 @@ FOUR_CLASSES: dict[str, Any] = {"drop": always(0), "rows": always(0)}
         (LDPruningPolicy(first_stop_scale=-7), "first_stop_scale is -7"),
         (LDPruningPolicy(scales={"-1": ScaleRule(rows="uncond")}), "branch_stop ends"),
         (SkipVARPolicy(scales=HALF), "not tokens"),
+        (
+            SkipVARPolicy(
+                scales={"-3": ScaleRule(rows="uncond")}, decision=SkipDecision(**FOUR_CLASSES)
+            ),
+            "the decision ends the unconditional rows",
+        ),
+        (
+            SkipVARPolicy(scales={"-2": ScaleRule(rows="cond"), "-1": ScaleRule(guidance=9.0)}),
+            r"scales\.-1\.guidance is 9\.0, but only one half .* from scales\.-2 on",
+        ),
         (SkipVARPolicy(decision=SkipDecision(**FOUR_CLASSES, after_scale=-7)), "after_scale is -7"),
         (SkipVARPolicy(decision=SkipDecision(**FOUR_CLASSES, after_scale=-3)), "at most 3"),
         (ToMePolicy(scales={"-1": ScaleRule(keep_ratio=0.2)}), "one token per 2×2 cell"),
@@ -52,6 +64,16 @@ def test_refusals_are_one_sentence(policy: PruningPolicy, message: str | None) -
         policy.start(request_of())
     assert "\n" not in str(refusal.value)
     assert "allowed" in str(refusal.value)
+
+
+def test_rows_that_end_at_a_scale_that_does_not_run_end_all_the_same() -> None:
+    waiting = {"-3": ScaleRule(run=False, rows="cond"), "-1": ScaleRule(guidance_echo=0.5)}
+    run = SkipVARPolicy(scales=waiting).start(request_of())
+    assert isinstance(run, RuledRun)
+    assert [run.load(si).rows for si in range(7)] == [*["both"] * 4, "cond", "cond", "both"]
+    moved = {**waiting, "-3": ScaleRule(run=False), "-2": ScaleRule(rows="cond")}
+    outs = [run_toy((3,), SkipVARPolicy(scales=scales)) for scales in (waiting, moved)]
+    assert torch.equal(*outs)
 
 
 def test_an_adaptive_skip_needs_a_decoder() -> None:
