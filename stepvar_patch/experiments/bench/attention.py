@@ -58,6 +58,8 @@ def run_attention(config: AttentionConfig, progress: Progress, command: str) -> 
     device = resolve_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     wanted = list(cases(config))
+    if not wanted:
+        raise UserError("kinds and pruning leave no call to time; allowed: kinds with dense, say")
     path = Path(config.output)
     make_folder_of(path)
     record: dict[str, Any] = {

@@ -114,7 +114,7 @@ def cases(config: AttentionConfig) -> Iterator[AttentionCase]:
     pictures = _pictures(config)
     request = policy_request(model, pictures, images=config.images)
     tokens = request.schedule.tokens_per_scale
-    kept, cached = _counts(pictures, model, request)
+    kept, cached, seen = _counts(pictures, model, request)
     wanted = range(len(tokens)) if config.scales is None else config.scales
     for scale in wanted:
         if not -len(tokens) <= scale < len(tokens):
@@ -122,7 +122,7 @@ def cases(config: AttentionConfig) -> Iterator[AttentionCase]:
     rows, shape = config.images * request.guidance_rows, model.transformer
     for si in sorted({scale % len(tokens) for scale in wanted}):
         dense = (tokens[si], sum(tokens[: si + 1]))
-        pruned = (kept[si], sum(cached[:si]) + kept[si]) if kept[si] else dense
+        pruned = (kept[si], sum(cached[:si]) + seen[si]) if kept[si] else dense
         shorter = tuple(max(1, round(n * config.ragged_share)) for n in pruned)
         lengths: dict[Kind, tuple[tuple[int, ...], tuple[int, ...]]] = {
             "dense": (dense, dense),
@@ -154,8 +154,8 @@ def _pictures(config: AttentionConfig) -> ImageSettings:
 
 def _counts(
     pictures: ImageSettings, model: ModelConfig, request: PolicyRequest
-) -> tuple[list[int], list[int]]:
-    """Tokens computed, and cached, per row and scale in a pruned layer.
+) -> tuple[list[int], list[int], list[int]]:
+    """Tokens computed, cached, and seen of their own scale, per row and scale in a pruned layer.
 
     Raises:
         UserError: see :func:`cases`.
@@ -163,17 +163,15 @@ def _counts(
     tokens = list(request.schedule.tokens_per_scale)
     policy = resolve_pruning(pictures, model)
     if policy is None:
-        return tokens, tokens
+        return tokens, tokens, tokens
     run = policy.start(request)
     if not isinstance(run, Loaded):
         raise UserError(f"pruning: {policy.name} decides while it draws; give fixed ratios")
     loads = [run.load(si) for si in range(len(tokens))]
-    kept = [
-        0 if not load.run else n if load.layers is None else load.kept
-        for load, n in zip(loads, tokens, strict=True)
-    ]
-    cached = [
-        0 if not load.run else n if load.layers is None else load.cached
-        for load, n in zip(loads, tokens, strict=True)
-    ]
-    return kept, cached
+    kept, cached, seen = list[int](), list[int](), list[int]()
+    for load, n in zip(loads, tokens, strict=True):
+        whole = load.layers is None
+        kept.append(0 if not load.run else n if whole else load.kept)
+        cached.append(0 if not (load.run and load.writes) else n if whole else load.cached)
+        seen.append(n if whole else load.kept if load.visible is None else load.visible)
+    return kept, cached, seen

@@ -28,7 +28,7 @@ from infinity.tokenizer.quantizer import tokens_to_bits
 from stepvar_patch.experiments.bench.environment import environment
 from stepvar_patch.experiments.bench.files import make_folder_of, write_record
 from stepvar_patch.experiments.bench.models import Models, check_weights
-from stepvar_patch.experiments.bench.schema import Arm, ArmSettings, BenchConfig, arms
+from stepvar_patch.experiments.bench.schema import RANDOM, Arm, ArmSettings, BenchConfig, arms
 from stepvar_patch.experiments.estimate import Bootstrap, compact
 from stepvar_patch.experiments.generate import Progress
 from stepvar_patch.experiments.metrics.psnr import psnr
@@ -84,6 +84,8 @@ class PrecisionConfig:
     arms: Annotated[Mapping[str, PrecisionArm], MinLen(2)]
 
     def __post_init__(self) -> None:
+        if self.weights == RANDOM:
+            raise ValueError("weights is random; what a precision changes is seen on trained ones")
         before: list[str] = []
         for label, arm in self.arms.items():
             for name in arm.against or ():

@@ -14,7 +14,7 @@ from torch import Tensor
 from infinity.config import PRESETS
 from infinity.ops.attention import AttentionRequest, KeyValues, SdpaAttention, registry
 from stepvar_patch.cli import main
-from stepvar_patch.experiments.bench.attention_cases import AttentionConfig
+from stepvar_patch.experiments.bench.attention_cases import AttentionConfig, cases
 from stepvar_patch.experiments.loading import load_config
 
 pytestmark = pytest.mark.bench
@@ -78,6 +78,7 @@ def test_a_wrong_backend_has_a_large_error(work: Path, monkeypatch: pytest.Monke
         (["kinds=[loose]"], "must be 'dense', 'pruned' or 'ragged'"),
         (["height=100"], "height and width must be given together"),
         (["pruning.scales.-20.run=true"], "-20"),
+        (["pruning=null", "kinds=[pruned]"], "kinds and pruning leave no call to time"),
     ],
 )
 def test_mistakes_in_an_attention_file(
@@ -91,3 +92,13 @@ def test_the_shipped_attention_file_is_complete() -> None:
     load_config(AttentionConfig, ATTENTION)
     given = yaml.safe_load(ATTENTION.read_text())
     assert given.keys() == {field.name for field in fields(AttentionConfig)}
+
+
+@pytest.mark.parametrize(("kv_write", "keys"), [("kept", 321), ("none", 249), ("propagate", 521)])
+def test_keys_are_those_that_the_policy_caches_and_sees(kv_write: str, keys: int) -> None:
+    """Five dense scales have 121 tokens, the last two 144 and 256, of which half are kept."""
+    words = [f"pruning.kv_write={kv_write}", "scales=[-1]", "kinds=[pruned]", "resolution=0.06M"]
+    scales = "pruning.scales={'-1': {keep_ratio: 0.5}, '-2': {keep_ratio: 0.5}}"
+    config = load_config(AttentionConfig, ATTENTION, [*words, scales])
+    (case,) = cases(config)
+    assert set(case.keys) == {keys}

@@ -49,3 +49,8 @@ def test_an_arm_is_compared_with_earlier_ones(
     assert given.keys() == {field.name for field in fields(PrecisionConfig)}
     assert main(["bench", "precision", str(PRECISION), "arms.bfloat16.against=[fp8]"]) == 2
     assert "arms.bfloat16.against names 'fp8'" in capsys.readouterr().err
+
+
+def test_random_weights_are_refused(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "precision", str(PRECISION), "weights=random"]) == 2
+    assert "weights is random" in capsys.readouterr().err
