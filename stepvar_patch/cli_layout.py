@@ -77,10 +77,12 @@ def geneval(
     import os
 
     os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1")
+    from infinity.loading import resolve_device
     from stepvar_patch.experiments.benchmarks.geneval_detect import ColourJudge, Detector
     from stepvar_patch.experiments.benchmarks.geneval_score import score_folder
     from stepvar_patch.experiments.metrics.clip import Clip
 
+    resolve_device(device)
     colours = ColourJudge(Clip.load(clip, device))
     score = score_folder(folder, Detector(detector, device), colours, device)
     lines = [f"{tag}: {share:.4f}" for tag, share in score.tasks.items()]

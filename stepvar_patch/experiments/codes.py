@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from jaxtyping import Int8
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 from torch import Tensor
 
 from infinity.errors import UserError
-from infinity.io.files import write_error
+from infinity.io.files import make_folder, write_atomic
 from stepvar_patch.experiments.metrics.bit_agreement import bit_agreement
 
 CODES = "codes"
@@ -64,11 +64,8 @@ def write_codes(run: Path, name: str, codes: Mapping[int, Int8[Tensor, "d h w"]]
         tensors[str(scale)] = np.packbits(planes, axis=1)
         shapes[str(scale)] = "x".join(map(str, values.shape))
     path = run / CODES / f"{name}.safetensors"
-    try:
-        path.parent.mkdir(exist_ok=True)
-        save_file(tensors, path, metadata=shapes)
-    except OSError as error:
-        raise write_error(path, error) from error
+    make_folder(path.parent)
+    write_atomic(path, lambda file: file.write(save(tensors, metadata=shapes)))
 
 
 def read_codes(run: Path, name: str) -> dict[int, Int8[Tensor, "d h w"]] | None:

@@ -143,6 +143,17 @@ def test_pictures_that_are_the_real_ones_have_no_distance(
     assert found["clip_fid"].value == pytest.approx(0, abs=1e-4)
 
 
+def test_statistics_that_were_cut_off_are_made_again(files: MetricFiles, tmp_path: Path) -> None:
+    pictures = arm(tmp_path / "same", 0)
+    (pictures.folder / "dead.png").symlink_to(tmp_path / "nowhere")
+    mine = replace(files, real_images=str(pictures.folder), hps="no", image_reward="no", clip="no")
+    found = evaluate(pictures, None, Scoring(files=mine, cache=tmp_path / "cache"))
+    (kept,) = (tmp_path / "cache").glob("real-*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:100])
+    again = evaluate(replace(pictures, label="x"), None, Scoring(files=mine, cache=kept.parent))
+    assert again["fid"] == found["fid"]
+
+
 def test_clipscore_is_a_hundred_times_the_cosine_but_not_below_zero(
     files: MetricFiles, tmp_path: Path
 ) -> None:
@@ -188,6 +199,12 @@ def test_a_geneval_folder_is_scored_from_the_command_line(
     words = ["layout", "geneval", str(tmp_path / "g")]
     assert main([*words, "--detector", str(detector), "--clip", files.clip, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["tasks"] == {"colors": 0.0}
+    assert main([*words, "--detector", "d", "--clip", "c", "--device", "tpu"]) == 2
+    assert "device is 'tpu'" in capsys.readouterr().err
+    (samples.parent / "metadata.jsonl").write_bytes(b"\xff")
+    assert main([*words, "--detector", str(detector), "--clip", files.clip]) == 2
+    assert "metadata.jsonl: cannot be read" in capsys.readouterr().err
+    (samples.parent / "metadata.jsonl").write_text(json.dumps(metadata))
     (samples / "0003.png").unlink()
     assert main([*words, "--detector", str(detector), "--clip", files.clip]) == 2
     assert "1 files are missing: 00000/samples/0003.png" in capsys.readouterr().err

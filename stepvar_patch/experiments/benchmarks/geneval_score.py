@@ -65,7 +65,11 @@ def score_folder(
         path = place / "metadata.jsonl"
         if not path.is_file():
             raise UserError(f"{path}: is missing")
-        metadata = checked_metadata(path.read_text(encoding="utf-8"), str(path))
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{path}: cannot be read: {error}") from error
+        metadata = checked_metadata(text, str(path))
         rows.append(prompt_row(place.name, metadata["prompt"], str(path), geneval=metadata))
     if not rows:
         raise UserError(f"{folder}: holds no numbered folder of GenEval")

@@ -9,10 +9,11 @@ from random import Random
 import torch
 from jaxtyping import Float, UInt8
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from infinity.errors import UserError
+from infinity.io.files import make_folder, write_atomic
 from infinity.text.base import TextEncoder
 from infinity.training.data.captions import COLOURS, is_held_out
 from infinity.training.data.compose import Composer
@@ -87,11 +88,16 @@ class Reference:
         return Reference(**words, **moved)
 
     def save(self, path: Path) -> None:
-        """Write one safetensors file; everything that is no tensor is its metadata."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Writes one safetensors file; everything that is no tensor is its metadata.
+
+        Raises:
+            UserError: the disk is full or the place is not writable.
+        """
+        make_folder(path.parent)
         tensors = {f: getattr(self, f).cpu().contiguous() for f in _tensor_fields()}
         words = {f: json.dumps(getattr(self, f)) for f in _WORDS}
-        save_file(tensors, path, metadata=words)
+        content = save(tensors, metadata=words)
+        write_atomic(path, lambda file: file.write(content))
 
     @classmethod
     def load(cls, path: Path) -> "Reference":

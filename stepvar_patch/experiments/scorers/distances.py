@@ -10,10 +10,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from infinity.errors import UserError
+from infinity.io.files import make_folder, write_atomic
 from stepvar_patch.experiments.estimate import DISTANCE_RESAMPLES, Bootstrap, Estimate, around
 from stepvar_patch.experiments.metrics.frechet import (
     few_frechet_distance,
@@ -83,29 +85,43 @@ def real_statistics(
         device: where features are computed.
 
     Raises:
-        UserError: too few or unreadable pictures.
+        UserError: too few or unreadable pictures, or a full disk.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES and p.is_file())
     if len(files) < 2:
         raise UserError(f"files.real_images: {folder} holds {len(files)} pictures; give at least 2")
     listed = [(str(p), p.stat().st_size, p.stat().st_mtime) for p in files]
     key = hashlib.sha256(json.dumps([name, listed]).encode()).hexdigest()[:16]
     path = cache / f"real-{name}-{key}.safetensors"
-    if not path.exists():
+    stored = _kept(path)
+    if stored is None:
         parts = [features(image.to(device)).float().cpu() for image in _batches(files)]
         found = torch.cat(parts)
         mean, covariance = gaussian(found.double())
-        cache.mkdir(parents=True, exist_ok=True)
-        count = torch.tensor([len(found)])
-        kept = {"mean": mean, "covariance": covariance, "sample": found[:KERNEL_SAMPLES].clone()}
-        save_file({**kept, "count": count}, path)
-    stored = load_file(path)
+        stored = {
+            "mean": mean,
+            "covariance": covariance,
+            "sample": found[:KERNEL_SAMPLES].clone(),
+            "count": torch.tensor([len(found)]),
+        }
+        make_folder(cache)
+        content = save(stored)
+        write_atomic(path, lambda file: file.write(content))
     return RealStatistics(
         mean=stored["mean"].to(device),
         covariance=stored["covariance"].to(device),
         sample=stored["sample"].to(device),
         count=int(stored["count"]),
     )
+
+
+def _kept(path: Path) -> dict[str, Tensor] | None:
+    """What an earlier call left; None where there is nothing, or nothing whole."""
+    try:
+        stored = load_file(path)
+    except (OSError, SafetensorError):
+        return None
+    return stored if {"mean", "covariance", "sample", "count"} <= stored.keys() else None
 
 
 def fid(features: Float[Tensor, "n d"], real: RealStatistics) -> Estimate:
