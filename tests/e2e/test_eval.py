@@ -10,6 +10,8 @@ import torch
 import yaml
 from tiny_model import REPOSITORY
 
+from infinity.io.files import write_error
+from infinity.io.images import read_png
 from stepvar_patch.cli import main
 from stepvar_patch.experiments.codes import read_codes
 from stepvar_patch.experiments.evaluate.schema import EvalConfig
@@ -133,3 +135,41 @@ def test_the_shipped_config_is_complete() -> None:
     given = yaml.safe_load(path.read_text())
     assert given.keys() == {field.name for field in fields(config)}
     assert given["files"].keys() == {field.name for field in fields(config.files)}
+
+
+def test_a_disk_that_fills_at_the_codes_is_one_sentence(
+    work: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, write: object) -> None:
+        raise write_error(path, OSError(28, "No space left on device"))
+
+    monkeypatch.setattr("stepvar_patch.experiments.codes.write_atomic", full)
+    assert main(["eval", "c.yaml", BALANCED, "images=1"]) == 2
+    error = capsys.readouterr().err
+    assert "the disk is full" in error
+    assert "Traceback" not in error
+
+
+def test_a_last_scale_that_is_left_out_has_no_share_of_equal_bits(work: Path) -> None:
+    pruning = "pruning={kind: dense, scales: {'-1': {run: false}}}"
+    bits = evaluation(work, pruning, "images=1")["pruned"]["bits_last"]
+    assert bits["missing"] == "missing: codes of the last scale, which is left out"
+    assert (bits["value"], bits["per_scale"][-2:]) == (None, [1, None])
+
+
+def test_threads_are_those_of_the_config_and_stay(work: Path) -> None:
+    evaluation(work, BALANCED, "images=1", "threads=1")
+    picture = next((work / "out" / "pruned").glob("*.png"))
+    assert read_png(picture)[1].settings["threads"] == 1
+    evaluation(work, BALANCED, "images=2")
+    drawn = [read_png(p)[1].settings["threads"] for p in (work / "out" / "pruned").glob("0*.png")]
+    assert drawn == [1, 1]
+
+
+def test_a_manifest_without_times_has_no_speed(work: Path) -> None:
+    assert main(["generate", "c.yaml", "output=mine"]) == 0
+    manifest = work / "mine" / "run.jsonl"
+    rows = [{**json.loads(line), "ms": {}} for line in manifest.read_text().splitlines()]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = evaluation(work, "run=mine")["mine"]
+    assert found["ms"]["missing"] == "missing: times of all pictures in run.jsonl"

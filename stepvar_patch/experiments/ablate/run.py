@@ -23,6 +23,7 @@ from stepvar_patch.experiments.dry_run import dry_run
 from stepvar_patch.experiments.generate import Progress
 from stepvar_patch.experiments.maker import versions
 from stepvar_patch.experiments.plan import ImageJob, jobs
+from stepvar_patch.experiments.threads import using_threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,8 @@ def _draw_rows(
                 if not missing:
                     continue
                 count = batch.start < config.flop_images
-                made = bench.draw(cell, [found[index][0] for index in missing], count=count)
+                with using_threads(cell.config.threads if device == "cpu" else None):
+                    made = bench.draw(cell, [found[index][0] for index in missing], count=count)
                 fresh = []
                 for index, values in zip(missing, made, strict=True):
                     job, key, _ = found[index]
@@ -174,11 +176,14 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> 
         "text_cache",
         "quantize",
         "shape",
-        "threads",
     ):
         del settings[name]
-    if settings["resolution"] is None:  # so keeps a row the key that it had before there was one
-        del settings["resolution"]
+    for name in (
+        "resolution",
+        "threads",
+    ):  # so keeps a row the key that it had before there was one
+        if settings[name] is None:
+            del settings[name]
     what = {
         **settings,
         "label": cell.label,

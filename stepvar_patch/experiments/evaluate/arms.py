@@ -18,6 +18,7 @@ from stepvar_patch.experiments.plan import ImageJob, jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig, fixed_on_resume
 from stepvar_patch.experiments.scorers.timing import count_flops, lacks_flops
+from stepvar_patch.experiments.threads import default_threads, using_threads
 
 logger = logging.getLogger(__name__)
 
@@ -132,7 +133,9 @@ def _draw_by_turns(
     for start in range(0, max(len(todo[label]) for label in makers), turn):
         for label, maker in makers.items():
             for batch in _batches(todo[label][start : start + turn], maker.batch_size):
-                if made := maker.make(batch):
+                with using_threads(maker.folder.config["threads"]):
+                    made = maker.make(batch)
+                if made:
                     progress.advance(made)
 
 
@@ -143,7 +146,8 @@ def _batches(jobs: Sequence[ImageJob], size: int) -> Iterator[Sequence[ImageJob]
 
 def _open(arm: Arm, checked: CheckedRun) -> RunFolder:
     resolved = {**asdict(arm.config), "device": checked.device, "dtype": checked.dtype}
-    folder = RunFolder(arm.folder, resolved, fixed_on_resume)
+    defaults = default_threads(checked.device)
+    folder = RunFolder(arm.folder, resolved, fixed_on_resume, defaults=defaults)
     if checked.digest is not None:
         check_weights(folder, arm.config, checked.digest)
     return folder
@@ -153,7 +157,8 @@ def _maker(arm: Arm, folder: RunFolder, pipeline: Any, dtype: str) -> Maker:
     with named(f"arm '{arm.label}'"):
         check_weights(folder, arm.config, pipeline.digest)
         policy = resolve_pruning(arm.config, pipeline.config)
-        return Maker(arm.config, folder, pipeline, dtype, policy, codes=True)
+        with using_threads(folder.config["threads"]):
+            return Maker(arm.config, folder, pipeline, dtype, policy, codes=True)
 
 
 def _rows(folder: RunFolder, todo: Sequence[ImageJob]) -> Iterator[ImageRow]:

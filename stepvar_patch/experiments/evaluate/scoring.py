@@ -168,7 +168,9 @@ def _bits(arm: DrawnArm, dense: DrawnArm | None, bootstrap: Bootstrap) -> dict[s
         None if np.isnan(column).any() else float(column.mean()) for column in table.T
     )
     diverged = [scale for part in shares if (scale := first_divergence(part)) is not None]
-    last = bootstrap.mean(np.nan_to_num(table[:, -1]))
+    last = Estimate.absent("codes of the last scale, which is left out")
+    if per_scale[-1] is not None:
+        last = bootstrap.mean(table[:, -1])
     first = Estimate(value=float(min(diverged)), n=len(shares)) if diverged else None
     return {
         "bits_last": Estimate(**{**asdict(last), "per_scale": per_scale}),

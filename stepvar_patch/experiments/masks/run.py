@@ -35,6 +35,7 @@ from stepvar_patch.experiments.masks.page import (
 from stepvar_patch.experiments.plan import jobs
 from stepvar_patch.experiments.pruning import resolve_pruning
 from stepvar_patch.experiments.schema import GenerateConfig
+from stepvar_patch.experiments.threads import using_threads
 from stepvar_patch.policies.oracle import OraclePolicy
 from stepvar_patch.policies.stepvar import LateLayerRun
 from stepvar_patch.scores.layer_change import resize_scores
@@ -143,14 +144,14 @@ def run(config: GenerateConfig, load_pipeline: Callable[..., Any]) -> dict[str, 
         raise UserError("pruning.kind is oracle, which show-masks cannot watch; give another kind")
     (job,) = islice(jobs(config), 1)
     watched = Watched(policy)
-    dense = draw(pipeline, job, settings, None)
-    pruned = draw(pipeline, job, settings, watched)
+    with using_threads(config.threads if checked.device == "cpu" else None):
+        dense = draw(pipeline, job, settings, None)
+        pruned = draw(pipeline, job, settings, watched)
     pictures = []
-    latent: Tensor | None = None
+    latent = torch.zeros_like(dense.latents[0][None])
     so_far: Tensor | None = None
     for si, seen in watched.scales.items():
         latent = pruned.latents[si][None] if si in pruned.latents else latent
-        assert latent is not None
         now, original = (
             ((image[0] + 1) / 2).clamp(0, 1)
             for image in map(pipeline.decode_tensor, (latent, dense.latents[si][None]))

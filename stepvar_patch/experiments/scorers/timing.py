@@ -45,6 +45,9 @@ def time_estimates(
         rows: of the run; in a batch every picture has its share of the batch's time.
         dense: rows of the dense run; None where there is none.
     """
+    if not all(map(_timed, (*rows, *(dense or ())))):
+        absent = Estimate.absent("times of all pictures in run.jsonl")
+        return dict.fromkeys(("ms", "speedup", "loop_speedup"), absent)
     found = {"ms": _median([_total(row) for row in rows])}
     by_file = {row.file: row for row in dense or ()}
     pairs = [(row, by_file[row.file]) for row in rows if row.file in by_file]
@@ -134,6 +137,11 @@ def count_flops(
         found |= {"dense_flops": None, "flops": None}
     record = json.dumps(found).encode()
     write_atomic(folder / FLOPS, lambda file: file.write(record))
+
+
+def _timed(row: ImageRow) -> bool:
+    """Whether the manifest, which anybody may have written, has the times of every stage."""
+    return all(row.ms.get(stage, 0) >= 0 for stage in _STAGES) and row.ms.get("scales", 0) > 0
 
 
 def _total(row: ImageRow) -> float:
