@@ -11,7 +11,7 @@ import yaml
 from torch import Tensor
 
 from infinity.errors import UserError, named
-from infinity.io.files import write_atomic
+from infinity.io.files import check_writable, write_atomic
 from stepvar_patch.experiments.check import check
 from stepvar_patch.experiments.maker import settings_of
 from stepvar_patch.experiments.metrics.ssim import ssim
@@ -71,6 +71,9 @@ def run(
         raise UserError("pruning: the fit draws its own runs; allowed: null")
     if not file.parent.is_dir():
         raise UserError(f"--output {file}: {file.parent} is not a folder")
+    if file.is_dir():
+        raise UserError(f"--output {file} is a folder; give a file")
+    check_writable(file.parent, "--output")
     checked = check(config)
     request = policy_request(checked.model, config)
     blank = LogisticFit(mean=(0, 0), scale=(1, 1), weights=((0, 0),), bias=(0,))

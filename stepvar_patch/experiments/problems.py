@@ -127,7 +127,7 @@ def _clause(schema: type[Any], keys: tuple[Key, ...], detail: Any, values: objec
         kinds = _kinds(schema, keys[:-1], values)
         return f"is an unknown kind; {nearest(str(detail['ctx']['tag']), kinds)}"
     if detail["type"] == "missing":
-        return "is required"
+        return "is too short" if isinstance(detail["loc"][-1], int) else "is required"
     if detail["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
         levels = _levels(schema, keys[:-1], values)
         valid = sorted({f.name for level in levels for f in fields(level)})

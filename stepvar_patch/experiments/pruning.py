@@ -140,17 +140,21 @@ def resolve_pruning(config: Any, model: ModelConfig) -> PruningPolicy | None:
 def draw_pruned(pipeline: Any, policy: PruningPolicy | None, *args: Any, **kwargs: Any) -> Any:
     """``pipeline(*args, **kwargs)`` under ``policy``; None leaves the pipeline as it is.
 
+    Unlike `stepvar_patch.apply`, which asks for a policy that fits the model's own square pictures,
+    this takes one that fits the pictures of the call.
+
     Raises:
-        UserError: the policy does not fit the pipeline, or what the pipeline itself refuses.
+        UserError: the policy does not fit the call, or what the pipeline itself refuses.
     """
     if policy is None:
         return pipeline(*args, **kwargs)
     if isinstance(policy, OraclePolicy):
         return draw_with_oracle(pipeline, policy, *args, **kwargs)
-    from stepvar_patch.patch import apply
-
-    with apply(pipeline, policy):
+    before, pipeline.policy = pipeline.policy, policy
+    try:
         return pipeline(*args, **kwargs)
+    finally:
+        pipeline.policy = before
 
 
 def recorded(policy: PruningPolicy | None) -> dict[str, Any] | None:

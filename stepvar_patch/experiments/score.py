@@ -9,9 +9,10 @@ import torch
 from infinity.errors import UserError
 from infinity.io.images import read_png
 from infinity.io.manifest import read_rows
+from infinity.loading import resolve_device
 from infinity.text.minilm import MiniLMEncoder
 from infinity.training.data.pack import load_pack
-from infinity.training.data.render import render_pack
+from infinity.training.data.render import SIDE_PX, render_pack
 from stepvar_patch.experiments.metrics.embedded import Scores, evaluate
 from stepvar_patch.experiments.scorers.embedded import load_reference
 
@@ -28,14 +29,17 @@ def score_run(run: Path, pack: Path, text_encoder: Path, device: str) -> dict[st
         device: where features are computed.
 
     Raises:
-        UserError: no finished image, no pack, or the ``eval`` extra is not installed.
+        UserError: no finished image, images of another size, no pack, no such device, or the
+            ``eval`` extra is not installed.
     """
+    resolve_device(device)
     rows = read_rows(run)
     if not rows:
         raise UserError(f"{run}: no finished image of stepvar generate is here")
-    images = torch.from_numpy(
-        np.stack([np.asarray(read_png(run / row.file)[0].convert("RGB")) for row in rows])
-    )
+    pictures = [read_png(run / row.file)[0].convert("RGB") for row in rows]
+    if other := next((p.size for p in pictures if p.size != (SIDE_PX, SIDE_PX)), None):
+        raise UserError(f"{run}: holds a picture of {other[1]} × {other[0]}; scored are 256 × 256")
+    images = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
     drawings = load_pack(pack)
     rendered = torch.from_numpy(np.array(render_pack(drawings, pack.parent)))
     encoder = MiniLMEncoder.from_directory(text_encoder)

@@ -1,4 +1,4 @@
-"""Controls: what pruning is worth when the score is blind, simple, or knows the truth.
+"""Controls: what pruning is worth when the score is blind or simple.
 
 They differ from StepVAR in the score alone; every other setting is shared (``Selection``).
 Shape legend: B images, b rows, N positions of the scale, C width.

@@ -300,3 +300,21 @@ def test_watching_a_policy_changes_no_bit(model: Path, work: Path, path: Path) -
 def test_show_masks_needs_a_policy(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show-masks", "c.yaml"]) == 2
     assert "pruning is null" in capsys.readouterr().err
+
+
+def test_show_masks_of_a_first_scale_that_is_left_out(work: Path) -> None:
+    pruning = "pruning={kind: dense, scales: {'0': {run: false}}}"
+    assert main(["show-masks", "c.yaml", pruning]) == 0
+
+
+def test_signs_of_mathematics_in_a_label_are_signs(work: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ablation(work, f"set: ['{BALANCED}']\ncells: {{'a $^$ b': [], c: [seed=1]}}\n")
+    assert main(["ablate", "a.yaml", "images=1"]) == 0
+    assert "a $^$ b" in (work / "ab" / "plot.svg").read_text()
+
+
+def test_a_rule_for_another_resolution_than_the_models_own_fits_its_pictures(work: Path) -> None:
+    words = ["resolution=0.25M", "pruning.kind=dense", "pruning.scales.8={run: false}"]
+    assert main(["generate", "c.yaml", *words, "images_per_prompt=1"]) == 0
+    assert len(list((work / "out").glob("*.png"))) == 2

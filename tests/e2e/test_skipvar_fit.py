@@ -63,4 +63,7 @@ def test_the_command_writes_a_pruning_file_that_draws(
     assert main(["generate", "c.yaml", "aspect_ratio=1.5", "pruning=fit.yaml"]) == 0
     assert main([*words, "--after-scale", "-20"]) == 2
     assert "after_scale is -20" in capsys.readouterr().err
+    for place, told in (("out", "out is a folder; give a file"), ("/proc/x", "cannot write into")):
+        assert main([*words[:-1], place]) == 2
+        assert told in capsys.readouterr().err
     assert main([*words, "pruning=fit.yaml"]) == 2

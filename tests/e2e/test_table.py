@@ -239,3 +239,10 @@ def test_every_shipped_table_is_complete_and_fits_the_embedded_model(path: Path)
 def test_the_tables_expand_for_the_official_models_too(name: str) -> None:
     for path in TABLES:
         assert table_cells(load_config(TableConfig, path, [f"model={name}"]))
+
+
+def test_a_table_may_hold_dense_alone(work: Path) -> None:
+    spec = yaml.safe_load(Path("t.yaml").read_text()) | {"arms": {}, "published": None}
+    Path("t.yaml").write_text(yaml.safe_dump(spec, sort_keys=False))
+    assert main(["table", "t.yaml", "images=1"]) == 0
+    assert list(rows()) == ["dense"]

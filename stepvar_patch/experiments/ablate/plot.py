@@ -4,6 +4,7 @@ import io
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from infinity.io.files import write_atomic
 from stepvar_patch.experiments.ablate.report import Line
@@ -37,8 +38,18 @@ def write_plots(folder: Path, cells: Sequence[Cell], lines: Sequence[Line], titl
     except ImportError:
         logger.warning("no plots: matplotlib is not installed (pip install 'stepvar[plots]')")
         return False
+    with rc_context({"svg.fonttype": "none", "text.parse_math": False}):  # text as text
+        pictures = _drawn(Figure, cells, lines, title)
+    for kind, data in pictures.items():
+        write_atomic(folder / f"plot.{kind}", lambda file, data=data: file.write(data))
+    return True
+
+
+def _drawn(
+    new_figure: Any, cells: Sequence[Cell], lines: Sequence[Line], title: str
+) -> dict[str, bytes]:
     few = len(lines) <= _READABLE
-    figure = Figure(figsize=(12 if few else 7, 5), layout="constrained")
+    figure = new_figure(figsize=(12 if few else 7, 5), layout="constrained")
     panels = figure.subplots(1, 2 if few else 1, squeeze=False)[0]
     counted = all(line.flop_ratio is not None for line in lines)
     ratios = [line.flop_ratio if counted else line.time_ratio for line in lines]
@@ -66,9 +77,9 @@ def write_plots(folder: Path, cells: Sequence[Cell], lines: Sequence[Line], titl
         axes.grid(alpha=0.3)
         axes.legend(fontsize=6)
     figure.suptitle(title)
+    found = {}
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
-        with rc_context({"svg.fonttype": "none"}):  # text as text
-            figure.savefig(buffer, format=kind, dpi=150)
-        write_atomic(folder / f"plot.{kind}", lambda file, data=buffer: file.write(data.getvalue()))
-    return True
+        figure.savefig(buffer, format=kind, dpi=150)
+        found[kind] = buffer.getvalue()
+    return found

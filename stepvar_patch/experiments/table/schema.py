@@ -170,6 +170,8 @@ def table_cells(table: TableConfig) -> list[Cell]:
         set=(*model.set, *words, "pruning=null"),
         cells={"dense": ()},
     )
+    if not (table.arms or table.grid):
+        return expand(dense)
     arms = AblateConfig(
         config=model.config,
         output=table.output,

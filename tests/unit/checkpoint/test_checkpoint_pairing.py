@@ -53,7 +53,9 @@ def test_released_models_want_their_own_tokenizer(tmp_path: Path, name: str, rig
         ("8b_5120.pth", False),
     ],
 )
-def test_the_model_of_512_pixels_is_known_by_name_or_path(tmp_path: Path, place: str, small: bool) -> None:
+def test_the_model_of_512_pixels_is_known_by_name_or_path(
+    tmp_path: Path, place: str, small: bool
+) -> None:
     preset = PRESETS["infinity-8b-512"]
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     weights = fake_file(transformer_shapes(preset.transformer), tmp_path / place)
