@@ -1,19 +1,21 @@
 """How calls are carried out: the choice of an engine, and recorded calls against eager ones."""
 
 import logging
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor
 
+from infinity.config import Resolution
 from infinity.engine import Engine
 from infinity.engine.graphs import Prompts
 from infinity.errors import UserError
 from infinity.policy import DensePolicy, PruningPolicy
 from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
-from infinity.schedule import scale_schedule
+from infinity.schedule import TEMPLATES, scale_schedule
+from infinity.transformer.call_state import _rope_on
 from infinity.transformer.fused import text_room
 from stepvar_patch.policies import (
     FastVARPolicy,
@@ -25,7 +27,7 @@ from stepvar_patch.policies import (
 )
 from stepvar_patch.policies.skipvar import LogisticFit, SkipDecision
 from stepvar_patch.rules import ScaleRule
-from tests.property.test_generation import Scripted
+from tests.property.scripted import Scripted
 from tests.toy import toy_model, toy_settings, toy_text
 
 ALL = ScaleRule(keep_ratio=0.9999)
@@ -47,6 +49,14 @@ def test_without_a_gpu_the_modules_run_as_they_read(caplog: pytest.LogCaptureFix
 def test_what_cannot_run_is_refused(words: dict[str, Any], reason: str) -> None:
     with pytest.raises(UserError, match=reason):
         Engine(toy_model(), **words)
+
+
+def test_a_rotary_table_stays_where_a_recorded_call_reads_it() -> None:
+    shapes = [(ratio, resolution) for ratio in TEMPLATES for resolution in get_args(Resolution)]
+    first = _rope_on(scale_schedule(1.0, "0.06M"), 4, torch.device("cpu"))
+    for ratio, resolution in shapes:
+        _rope_on(scale_schedule(ratio, resolution), 4, torch.device("cpu"))
+    assert _rope_on(scale_schedule(1.0, "0.06M"), 4, torch.device("cpu")) is first
 
 
 def test_only_policies_that_promise_it_are_replayed() -> None:

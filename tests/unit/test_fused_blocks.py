@@ -22,7 +22,7 @@ from infinity.transformer.fused import FusedBlocks
 from infinity.transformer.fused_weights import Product
 from infinity.transformer.guidance import Guidance
 from stepvar_patch.policies import FastVARPolicy, StepVARPolicy
-from tests.property.test_generation import Scripted
+from tests.property.scripted import Scripted
 from tests.toy import toy_model, toy_run, toy_settings, toy_text
 from tests.unit.kernels.kernel_cases import CUDA, devices
 
