@@ -55,10 +55,13 @@ def listed_seeds(
         firsts = [secrets.randbits(32) for _ in range(prompts)]
     elif isinstance(seed, Integral):
         firsts = [int(seed)] * prompts
-    elif isinstance(seed, Iterable) and all(isinstance(one, Integral) for one in seed):
-        firsts = [int(one) for one in seed]
     else:
-        raise UserError(f"seed is {seed!r}; allowed: an integer in [0, 2^63), or one per prompt")
+        listed = list(seed) if isinstance(seed, Iterable) else [seed]
+        if not all(isinstance(one, Integral) for one in listed):
+            raise UserError(
+                f"seed is {seed!r}; allowed: an integer in [0, 2^63), or one per prompt"
+            )
+        firsts = [int(one) for one in listed]
     if len(firsts) != prompts:
         raise UserError(f"seed lists {len(firsts)} values; allowed: one, or one per prompt")
     seeds = tuple(first + offset for first in firsts for offset in range(images_per_prompt))

@@ -101,8 +101,8 @@ def resolve_settings(
 
 
 def _per_scale(field: str, value: PerScale, scales: int) -> tuple[float, ...]:
-    given = (value,) * scales if isinstance(value, Real) else value
-    if not isinstance(given, Iterable) or not all(isinstance(v, Real) for v in given):
+    given = tuple(value) if isinstance(value, Iterable) else (value,) * scales
+    if not all(isinstance(v, Real) for v in given):
         raise UserError(f"{field} is {value!r}; allowed: a number, or one per scale")
     values = tuple(map(float, given))
     if len(values) < scales:

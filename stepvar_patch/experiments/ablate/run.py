@@ -178,10 +178,7 @@ def _row_key(cell: Cell, checked: CheckedRun, job: ImageJob, *, count: bool) -> 
         "shape",
     ):
         del settings[name]
-    for name in (
-        "resolution",
-        "threads",
-    ):  # so keeps a row the key that it had before there was one
+    for name in ("resolution", "threads"):  # a row keeps the key that it had before there was one
         if settings[name] is None:
             del settings[name]
     what = {
