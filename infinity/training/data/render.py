@@ -5,7 +5,7 @@ import logging
 import multiprocessing
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def render_pack(pack: Pack, folder: Path, workers: int | None = None) -> NDArray
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"rendered-{pack.sha256[:16]}.npy"
     if not path.exists():
-        _require_resvg()
+        _resvg()
         count = len(pack.drawings)
         partial = path.with_name(f"{path.stem}-{os.getpid()}.partial")
         shape = (count, SIDE_PX, SIDE_PX, 4)
@@ -65,7 +65,8 @@ def render_drawing(drawing: str | bytes) -> NDArray[np.uint8]:
     """``(256, 256, 4)`` premultiplied RGBA of one SVG text or WebP file, cropped to its drawing.
 
     Raises:
-        UserError: the drawing cannot be read, or nothing of it is visible.
+        UserError: resvg-py is not installed, the drawing cannot be read, or nothing of it is
+            visible.
     """
     image = _rasterise(drawing, _RENDER_PX)
     box = _visible_box(image)
@@ -99,8 +100,7 @@ def _render_all(drawings: Iterable[str | bytes], workers: int) -> Iterable[NDArr
 def _rasterise(drawing: str | bytes, side_px: int) -> Image.Image:
     """Image in Pillow's premultiplied mode ``RGBa``."""
     if isinstance(drawing, str):
-        from resvg_py import svg_to_bytes
-
+        svg_to_bytes = _resvg()
         try:
             drawing = svg_to_bytes(
                 svg_string=drawing, width=side_px, height=side_px, skip_system_fonts=True
@@ -124,11 +124,18 @@ def _visible_box(image: Image.Image) -> tuple[int, int, int, int]:
     return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
 
 
-def _require_resvg() -> None:
+def _resvg() -> Callable[..., bytes]:
+    """Resvg's renderer.
+
+    Raises:
+        UserError: it is not installed.
+    """
     try:
-        import resvg_py  # noqa: F401
+        from resvg_py import svg_to_bytes
     except ImportError as error:
         raise UserError(
             "Rendering the training data needs resvg-py, which is not installed; "
             "install the extra with: pip install 'stepvar[train]'."
         ) from error
+    renderer: Callable[..., bytes] = svg_to_bytes
+    return renderer

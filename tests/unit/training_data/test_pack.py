@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,3 +116,9 @@ def test_rendering_is_cached_by_the_pack(tmp_path: Path) -> None:
     modified = files[0].stat().st_mtime_ns
     assert np.array_equal(render_pack(pack, tmp_path, workers=1), first)
     assert files[0].stat().st_mtime_ns == modified
+
+
+def test_without_resvg_a_drawing_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resvg_py", None)
+    with pytest.raises(UserError, match=r"needs resvg-py, which is not installed"):
+        render_drawing("<svg/>")
