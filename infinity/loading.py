@@ -1,6 +1,7 @@
 """What a pipeline is loaded from: a model directory or official files, on a device, in a dtype."""
 
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import get_args
 
@@ -93,6 +94,14 @@ def resolve_device(name: str | None) -> torch.device:
         count = torch.cuda.device_count()
         raise UserError(f"device is {name!r}, but this machine has {count} CUDA devices")
     return device
+
+
+def current(device: torch.device) -> AbstractContextManager[object]:
+    """Makes a GPU the current one inside: kernels are launched on that, wherever their tensors lie.
+
+    Does nothing for a CPU.
+    """
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def resolve_dtype(name: str | None, device: torch.device) -> torch.dtype:

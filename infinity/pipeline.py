@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import wraps
 from numbers import Integral
@@ -19,7 +18,7 @@ from infinity.checkpoint import load_into, load_model_config
 from infinity.config import EngineMode, ModelConfig, Resolution
 from infinity.engine import Engine, refuse_mode
 from infinity.errors import Mistakes, UserError, collecting
-from infinity.loading import open_model, own_text_encoder, resolve_device, resolve_dtype
+from infinity.loading import current, open_model, own_text_encoder, resolve_device, resolve_dtype
 from infinity.memory import batch_that_fits
 from infinity.output import OutputType, PipelineOutput, as_output
 from infinity.picture import picture_schedule
@@ -42,13 +41,9 @@ R = TypeVar("R")
 def _on_its_device(
     method: Callable[Concatenate["InfinityPipeline", P], R],
 ) -> Callable[Concatenate["InfinityPipeline", P], R]:
-    """Makes the pipeline's GPU the current one meanwhile: kernels are launched on the current one,
-    wherever their tensors lie.
-    """
-
     @wraps(method)
     def run(self: "InfinityPipeline", *args: P.args, **kwargs: P.kwargs) -> R:
-        with torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext():
+        with current(self.device):
             return method(self, *args, **kwargs)
 
     return run

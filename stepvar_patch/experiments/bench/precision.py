@@ -20,6 +20,7 @@ from torch import Tensor
 from infinity.config import EngineMode
 from infinity.errors import UserError
 from infinity.io.prompts import MAX_SEED, read_prompts
+from infinity.loading import current
 from infinity.policy import DensePolicy
 from infinity.sampling.noise import PerImageNoise
 from infinity.sampling.settings import resolve_settings
@@ -280,7 +281,8 @@ def _draw(
     step = pipeline.max_batch_size
     for start in range(0, len(prompts), step):
         part = slice(start, start + step)
-        _follow(pipeline, prompts[part], seeds[part], [b[part] for b in history], ends)
+        with current(pipeline.device):
+            _follow(pipeline, prompts[part], seeds[part], [b[part] for b in history], ends)
     forced, margins = _by_scale(ends, grids, pipeline)
     return _Drawn(images=images, bits=bits, margins=margins, forced=forced)
 
