@@ -13,7 +13,7 @@ class RuledRun(DenseRun):
     """Rows, guidance and dropped scales as the rules say; tokens are the subclass's business.
 
     Attributes:
-        rules: by scale index from the start.
+        rules: by scale index from the start, of the scales that have one.
         pruned: executed scales whose rule keeps less than everything.
         last: the last executed scale; it ends the picture and caches nothing.
     """
@@ -30,7 +30,8 @@ class RuledRun(DenseRun):
         """
         super().__init__(request)
         tokens = request.schedule.tokens_per_scale
-        self.rules = _carried(resolve(scales, request.schedule), len(tokens))
+        self.rules = resolve(scales, request.schedule)
+        self._effective = _carried(self.rules, len(tokens))
         self._check_rows()
         self.last = max(si for si in range(len(tokens)) if self.rule(si).run)
         self.pruned = frozenset(
@@ -82,7 +83,8 @@ class RuledRun(DenseRun):
         )
 
     def rule(self, si: int) -> ScaleRule:
-        return self.rules.get(si, ScaleRule())
+        """What holds at scale ``si``, whether it has a rule of its own or not."""
+        return self._effective.get(si, ScaleRule())
 
     def kept(self, si: int) -> int:
         """Tokens that the rule of scale ``si`` keeps."""
@@ -133,7 +135,7 @@ def _carried(rules: dict[int, ScaleRule], scales: int) -> dict[int, ScaleRule]:
             carried[si] = replace(rule, rows=rows)
         if rule.run:
             rows = "both"
-    return dict(sorted(carried.items()))
+    return carried
 
 
 def layer_range(fractions: tuple[float, float], layers: int) -> range:

@@ -166,10 +166,11 @@ def test_threads_are_those_of_the_config_and_stay(work: Path) -> None:
     assert drawn == [1, 1]
 
 
-def test_a_manifest_without_times_has_no_speed(work: Path) -> None:
+@pytest.mark.parametrize("ms", [{}, {"scales": 5.0}])
+def test_a_manifest_without_times_has_no_speed(work: Path, ms: dict[str, float]) -> None:
     assert main(["generate", "c.yaml", "output=mine"]) == 0
     manifest = work / "mine" / "run.jsonl"
-    rows = [{**json.loads(line), "ms": {}} for line in manifest.read_text().splitlines()]
+    rows = [{**json.loads(line), "ms": ms} for line in manifest.read_text().splitlines()]
     manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = evaluation(work, "run=mine")["mine"]
     assert found["ms"]["missing"] == "missing: times of all pictures in run.jsonl"

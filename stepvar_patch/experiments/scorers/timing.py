@@ -141,7 +141,7 @@ def count_flops(
 
 def _timed(row: ImageRow) -> bool:
     """Whether the manifest, which anybody may have written, has the times of every stage."""
-    return all(row.ms.get(stage, 0) >= 0 for stage in _STAGES) and row.ms.get("scales", 0) > 0
+    return all(row.ms.get(stage, -1) >= 0 for stage in _STAGES) and row.ms["scales"] > 0
 
 
 def _total(row: ImageRow) -> float:

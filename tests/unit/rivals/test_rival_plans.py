@@ -76,6 +76,15 @@ def test_rows_that_end_at_a_scale_that_does_not_run_end_all_the_same() -> None:
     assert torch.equal(*outs)
 
 
+def test_a_scale_that_only_inherits_its_rows_is_not_pruned() -> None:
+    """LD-Pruning selects at the scales that ``scales`` names."""
+    named = {"-2": ScaleRule(run=False, rows="cond")}
+    run = LDPruningPolicy(scales=named, energy_share=0.5, branch_stop=0).start(request_of())
+    assert isinstance(run, RuledRun)
+    load = run.load(6)
+    assert (load.rows, load.layers) == ("cond", None)
+
+
 def test_an_adaptive_skip_needs_a_decoder() -> None:
     with pytest.raises(UserError, match="needs a picture decoder"):
         toy_run(model(), toy_text(model(), (3,)), policy=adaptive(always(1), always(0)))
