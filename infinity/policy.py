@@ -71,6 +71,10 @@ class ScaleView:
 class RestoreContext:
     """What a restoration may read: the dense stream (or a zero change) before pruning, and where
     it happens.
+
+    Attributes:
+        gate: where a branch's plan is ``whole``, factor per row by which the fresh outputs are
+            still to be multiplied; None: they are what the branch adds.
     """
 
     before: Float[Tensor, "b n width"]
@@ -78,6 +82,7 @@ class RestoreContext:
     scale: int
     layer: int
     branch: Branch
+    gate: Float[Tensor, "b width"] | None = None
 
 
 Restore = Callable[[PackedTokens, RestoreContext], Tensor]
@@ -156,7 +161,8 @@ class BranchPlan:
             is the stream); for a layer, dense *state*.
         gather: builds the packed input itself (merged tokens); default takes the kept rows as they
             are.
-        whole: for a branch, ``restore`` gives the dense stream after it instead of its change.
+        whole: for a branch, ``restore`` gives the dense stream after it instead of its change, and
+            applies ``context.gate`` itself.
     """
 
     keep: KeepSet

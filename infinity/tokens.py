@@ -100,7 +100,7 @@ class PackedTokens:
         """Every row has ``max_seqlen`` tokens: the packed layout is a view of ``(b, max_seqlen,
         C)``.
         """
-        return self.x.shape[0] == self.rows * self.max_seqlen
+        return len(self.indices) == self.rows * self.max_seqlen
 
     def with_x(self, x: Float[Tensor, "total width"]) -> "PackedTokens":
         return replace(self, x=x)
@@ -152,9 +152,7 @@ def pack(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
         raise ValueError(f"keep set has {len(keep.counts)} rows, the tokens have {rows}")
     total = keep.indices.shape[0]
     if keep.uniform:
-        count = keep.counts[0]
-        cu_seqlens = torch.arange(0, total + 1, count, dtype=torch.int32, device=x.device)
-        return PackedTokens(take(x, keep.indices), cu_seqlens, count, keep.indices, keep.counts)
+        return places_only(x, keep).with_x(take(x, keep.indices))
     cu_seqlens = torch.full((rows + 1,), total, device=x.device, dtype=torch.int32)
     cu_seqlens[:-1] = keep.starts()
     return PackedTokens(
@@ -164,6 +162,31 @@ def pack(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
         keep.indices,
         keep.counts,
     )
+
+
+def places_only(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
+    """The kept positions of equally many tokens per row, ``(T, 0)`` features, on the device of
+    ``x``: for kernels that gather while they read.
+    """
+    rows, count, total = len(keep.counts), keep.counts[0], len(keep.indices)
+    boundaries = _even_boundaries(rows, count, x.device)
+    return PackedTokens(x.new_empty(total, 0), boundaries, count, keep.indices, keep.counts)
+
+
+_BOUNDARIES: dict[tuple[int, int, torch.device], Int32[Tensor, " b1"]] = {}
+
+
+def _even_boundaries(rows: int, count: int, device: torch.device) -> Int32[Tensor, " b1"]:
+    """``0, count, 2·count …``, made once and kept for good, as recorded calls read it where it
+    lies; what is made while a graph is recorded belongs to the graph.
+    """
+    key = (rows, count, device)
+    if key in _BOUNDARIES:
+        return _BOUNDARIES[key]
+    made = torch.arange(0, rows * count + 1, count, dtype=torch.int32, device=device)
+    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+        _BOUNDARIES[key] = made
+    return made
 
 
 def unpack(tokens: PackedTokens, base: Float[Tensor, "b n width"]) -> Float[Tensor, "b n width"]:

@@ -16,9 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from infinity.config import TransformerConfig
+from infinity.policy import Branch
 from infinity.transformer.rope import apply_rope
 
 _MAX_LOG_SCALE = math.log(100)
+
+BRANCHES: tuple[Branch, ...] = ("self_attention", "cross_attention", "ffn")
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 """``(q, k, v)``, each ``(R, M, H, K)`` → ``(R, M, H, K)``: self-attention over whatever the caller

@@ -8,6 +8,7 @@ Shape legend: T tokens of all rows end to end, b rows, C width, H heads, K head 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import product
 
 import torch
 from jaxtyping import Float, Int32
@@ -19,6 +20,7 @@ from infinity.ops.fused.quantise import quantise
 from infinity.ops.fused.residual_norm import (
     Affine,
     Branch,
+    Chosen,
     Quantised,
     RowsOf,
     residual_norm,
@@ -30,6 +32,7 @@ from infinity.ops.fused.text_attention import largest_values, text_attention
 from infinity.policy import Branch as BranchName
 from infinity.tokens import PackedTokens
 from infinity.transformer.block import (
+    BRANCHES,
     GATE_FFN,
     GATE_SA,
     SCALE_FFN,
@@ -44,6 +47,9 @@ _TEXT_STEP = 64
 _FP8_TOKENS = 512
 """Fewer tokens are multiplied in the weights' dtype, which is as fast there (H200); cuBLASLt has no
 fp8 product with a factor per row for some of those shapes."""
+
+Hear = Callable[[int, BranchName, Tensor], None]
+"""``(layer, branch, (T, C))``: told what a branch adds to the stream, gate included, fp32."""
 
 
 def text_room(text_rows: int, prompts: int) -> int:
@@ -134,57 +140,80 @@ class FusedBlocks:
         return FusedText(keys_values, text.cu_seqlens, self.tables + text.shared, limits)
 
     def run(
-        self, x: Float[Tensor, "total width"], layers: range, around: Surroundings
+        self,
+        x: Float[Tensor, "total width"],
+        layers: range,
+        around: Surroundings,
+        hear: Hear | None = None,
     ) -> Float[Tensor, "total width"]:
         """The stream after ``layers``; ``x`` is left as it is."""
-        stream, waiting = x, None
-        for index in layers:
-            for branch in ("self_attention", "cross_attention", "ffn"):
-                # The stream is ours to overwrite as soon as one branch has been added to it.
-                out = stream if stream is not x else None
-                stream, h = self._normed(branch, index, stream, waiting, around, out)
-                y = self._branch(branch, index, h, around)
-                waiting = Branch(y, self._gate(branch, index, around))
-        out = stream if stream is not x else None
-        return residual_norm(stream, around.rows, None, waiting, out=out)[0]
+        stream, waiting, done = x, None, None
+        for step in (*product(layers, BRANCHES), None):
+            # The stream is ours to overwrite as soon as one branch has been added to it.
+            out = stream if stream is not x else None
+            heard = None if hear is None or waiting is None else torch.empty_like(x)
+            stream, h = self._normed(step, stream, waiting, around, out=out, heard=heard)
+            if hear is not None and done is not None and heard is not None:
+                hear(*done, heard)
+            if step is not None:
+                waiting, done = self._computed(step, h, around), step
+        return stream
 
-    def change(
-        self, branch: BranchName, index: int, x: Float[Tensor, "total width"], around: Surroundings
-    ) -> Float[Tensor, "total width"]:
-        """What one branch of layer ``index`` adds to the stream, gate included; fp32."""
-        y = self._branch(branch, index, self._normed(branch, index, x, None, around)[1], around)
-        gate = self._gate(branch, index, around)
-        if gate is None:
-            return y.float()
-        if around.rows.ids is not None:
-            return y * gate[around.rows.ids]
-        return (y.unflatten(0, (len(gate), -1)) * gate[:, None]).flatten(0, 1)
-
-    def _normed(
+    def output(
         self,
         branch: BranchName,
         index: int,
+        x: Float[Tensor, "all width"],
+        around: Surroundings,
+        chosen: Chosen | None = None,
+    ) -> Branch:
+        """What one branch of layer ``index`` makes of the stream.
+
+        Args:
+            chosen: the tokens of ``x`` that it computes; None: all of them.
+        """
+        step = index, branch
+        return self._computed(step, self._normed(step, x, None, around, chosen=chosen)[1], around)
+
+    def _computed(
+        self, step: tuple[int, BranchName], h: Tensor | Quantised | None, around: Surroundings
+    ) -> Branch:
+        index, branch = step
+        return Branch(self._branch(branch, index, h, around), self._gate(branch, index, around))
+
+    def _normed(
+        self,
+        step: tuple[int, BranchName] | None,
         x: Tensor,
         waiting: Branch | None,
         around: Surroundings,
+        *,
         out: Tensor | None = None,
+        chosen: Chosen | None = None,
+        heard: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | Quantised | None]:
-        layer, mod = self.layers[index], around.text.modulation[index]
-        affine = {
-            "self_attention": Affine(mod[:, SCALE_SA], mod[:, SHIFT_SA]),
-            "cross_attention": layer.text_norm,
-            "ffn": Affine(mod[:, SCALE_FFN], mod[:, SHIFT_FFN]),
-        }[branch]
+        """The stream with ``waiting`` added, and what ``step`` reads of it, if there is one."""
+        tokens = len(x) if chosen is None else len(chosen.positions)
         return residual_norm(
             x,
             around.rows,
-            affine,
+            None if step is None else self._affine(*step, around),
             waiting,
-            eps=layer.eps,
+            eps=self.layers[0].eps,
             dtype=self.dtype,
-            quantise=self.fp8 and len(x) >= _FP8_TOKENS,
+            quantise=step is not None and self.fp8 and tokens >= _FP8_TOKENS,
             out=out,
+            chosen=chosen,
+            heard=heard,
         )
+
+    def _affine(self, index: int, branch: BranchName, around: Surroundings) -> Affine:
+        mod = around.text.modulation[index]
+        if branch == "cross_attention":
+            return self.layers[index].text_norm
+        if branch == "self_attention":
+            return Affine(mod[:, SCALE_SA], mod[:, SHIFT_SA])
+        return Affine(mod[:, SCALE_FFN], mod[:, SHIFT_FFN])
 
     def _gate(self, branch: BranchName, index: int, around: Surroundings) -> Tensor | None:
         if branch == "cross_attention":

@@ -4,22 +4,21 @@ Shape legend: b rows, N positions of the scale, M kept per row, T packed total, 
 block (see ``block.py``), H heads, K head dim, C width.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from infinity.ops.attention import AttentionRequest, KeyValues, select
+from infinity.ops.fused.residual_norm import Chosen
 from infinity.ops.fused.rotate import Slots
 from infinity.ops.fused.text_attention import text_attention
 from infinity.policy import Branch, BranchPlan, Inside, PolicyRun, RestoreContext, ScalePlan
-from infinity.tokens import PackedTokens, pack, pack_all
-from infinity.transformer.block import Attend, AttendText, Block, Modulation
+from infinity.tokens import KeepSet, PackedTokens, pack, pack_all, places_only
+from infinity.transformer.block import BRANCHES, Attend, AttendText, Block, Modulation
 from infinity.transformer.call_state import CallState
-from infinity.transformer.fused import Surroundings
+from infinity.transformer.fused import FusedBlocks, Surroundings
 from infinity.transformer.layout import TokenLayout
 from infinity.transformer.rope import apply_rope
-
-BRANCHES: tuple[Branch, ...] = ("self_attention", "cross_attention", "ffn")
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,9 @@ class LayerRun:
     def run(self, layout: TokenLayout) -> PackedTokens:
         """The tokens of ``layout`` after the layer."""
         tokens, events = layout.tokens, self.policy.events
-        if self.inside == "branch" or "branch" in events:
+        if self.inside is None and self.call.fused is not None and "branch" in events:
+            after = self._heard(layout, self.call.fused)
+        elif self.inside == "branch" or "branch" in events:
             after = self._branch_by_branch(layout)
         elif self.inside == "layer" and (
             chosen := self.policy.plan_branch(self.si, self.layer, "layer", layout.spread(tokens.x))
@@ -103,6 +104,15 @@ class LayerRun:
         attend, attend_text = self._attend(layout), self._attend_text(layout)
         return self.block(x, mod, rope, attend, attend_text).flatten(0, 1)
 
+    def _heard(self, layout: TokenLayout, fused: FusedBlocks) -> Tensor:
+        """``(T, C)`` after all three branches, the policy told what each one adds."""
+
+        def hear(layer: int, branch: Branch, change: Tensor) -> None:
+            self.policy.after("branch", self.si, layer, branch, layout.spread(change))
+
+        layers = range(self.layer, self.layer + 1)
+        return fused.run(layout.tokens.x, layers, self.surroundings(layout), hear)
+
     def _branch_by_branch(self, layout: TokenLayout) -> Tensor:
         """``(T, C)`` after all three branches, the policy asked or told at each."""
         x = layout.spread(layout.tokens.x)
@@ -114,11 +124,7 @@ class LayerRun:
                 change = self._branch(branch, layout, x)
                 after = x + change
             else:
-                inner = self._chosen(chosen, x)
-                fresh = self._branch(branch, inner, inner.spread(inner.tokens.x))
-                restored = chosen.restore(
-                    inner.tokens.with_x(fresh.flatten(0, 1)), self._context(x, branch)
-                )
+                restored = self._restored(branch, chosen, x)
                 after = restored if chosen.whole else x + restored
             if "branch" in self.policy.events:
                 if chosen is not None:
@@ -127,12 +133,27 @@ class LayerRun:
             x = after
         return x.flatten(0, 1)
 
+    def _restored(self, branch: Branch, chosen: BranchPlan, x: Tensor) -> Tensor:
+        """What ``chosen.restore`` makes of the branch's output for the chosen tokens."""
+        context, fused = self._context(x, branch), self.call.fused
+        if fused is None or chosen.gather is not None or not chosen.keep.uniform:
+            inner = self._chosen(chosen, x)
+            fresh = self._branch(branch, inner, inner.spread(inner.tokens.x)).flatten(0, 1)
+            return chosen.restore(inner.tokens.with_x(fresh), context)
+        inner = self.call.layout(self.si, places_only(x, self._of_rows(chosen.keep, x)))
+        positions = Chosen(inner.phases.positions, x.shape[1])
+        around = self.surroundings(inner)
+        out = fused.output(branch, self.layer, x.flatten(0, 1), around, positions)
+        if chosen.whole:
+            return chosen.restore(inner.tokens.with_x(out.out), replace(context, gate=out.gate))
+        return chosen.restore(inner.tokens.with_x(out.gated(around.rows)), context)
+
     def _branch(self, branch: Branch, layout: TokenLayout, x: Tensor) -> Tensor:
         """What one branch adds to the stream ``x (R, M, C)``."""
         if self.call.fused is not None:
             around = self.surroundings(layout)
-            change = self.call.fused.change(branch, self.layer, x.flatten(0, 1), around)
-            return change.view(x.shape)
+            out = self.call.fused.output(branch, self.layer, x.flatten(0, 1), around)
+            return out.gated(around.rows).view(x.shape)
         mod = self._modulation(layout)
         if branch == "self_attention":
             return self.block.self_attention(x, mod, layout.gathered_rope(), self._attend(layout))
@@ -141,11 +162,13 @@ class LayerRun:
         return self.block.feed_forward(x, mod)
 
     def _chosen(self, chosen: BranchPlan, x: Tensor) -> TokenLayout:
-        keep = chosen.keep
-        if len(keep.counts) != x.shape[0]:
-            keep = keep.tiled(x.shape[0] // len(keep.counts))
+        keep = self._of_rows(chosen.keep, x)
         tokens = pack(x, keep) if chosen.gather is None else chosen.gather(x, keep)
         return self.call.layout(self.si, tokens)
+
+    def _of_rows(self, keep: KeepSet, x: Tensor) -> KeepSet:
+        """``keep`` with a set for every row of ``x``."""
+        return keep.tiled(x.shape[0] // len(keep.counts))
 
     def _context(self, before: Tensor, branch: Branch) -> RestoreContext:
         return RestoreContext(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infinity.ops.fused.support import kernel, power_of_two, triton, usable, warps_of
 
-TOGETHER = 8
+TOGETHER = 4
 """Tokens of a program, which share the row's vectors."""
 
 
@@ -56,7 +56,7 @@ def _column_sums(x: Tensor, centre: Tensor, weights: Tensor | None) -> Tensor:
         n,
         width,
         WEIGHTED=weights is not None,
-        BLOCK_N=128,
+        BLOCK_N=512,
         BLOCK_C=16,
         num_warps=8,
     )
@@ -119,9 +119,9 @@ if triton is not None:
         c = tl.arange(0, BLOCK)
         inside = c < width
         centre = tl.load(centre_ptr + row * width + c, mask=inside, other=0.0)
-        for i in range(TOGETHER):
-            token = tl.program_id(0) * TOGETHER + i
-            mask = inside & (token < n)
-            x = tl.load(x_ptr + (row * n + token) * width + c, mask=mask, other=0.0)
-            away = tl.where(mask, x - centre, 0.0)
-            tl.store(out_ptr + row * n + token, tl.sum(away * away, 0), mask=token < n)
+        # All loads of a program are under way at once.
+        token = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
+        mask = (token < n)[:, None] & inside[None]
+        at = (row * n + token)[:, None] * width + c[None]
+        away = tl.where(mask, tl.load(x_ptr + at, mask=mask, other=0.0) - centre[None], 0.0)
+        tl.store(out_ptr + row * n + token, tl.sum(away * away, 1), mask=token < n)

@@ -110,11 +110,11 @@ if triton is not None:
         mean = tl.load(mean_ptr + row * width + c, mask=inside, other=0.0)
         direction = tl.load(direction_ptr + row * width + c, mask=inside, other=0.0)
         direction /= tl.maximum(tl.sqrt(tl.sum(direction * direction, 0)), 1e-20)
-        for i in range(TOGETHER):
-            token = tl.program_id(0) * TOGETHER + i
-            mask = inside & (token < n)
-            x = tl.load(x_ptr + (row * n + token) * width + c, mask=mask, other=0.0)
-            along = tl.sum((x - mean) * direction, 0)
-            if ABSOLUTE:
-                along = tl.abs(along)
-            tl.store(out_ptr + row * n + token, along, mask=token < n)
+        token = tl.program_id(0) * TOGETHER + tl.arange(0, TOGETHER)
+        mask = (token < n)[:, None] & inside[None]
+        at = (row * n + token)[:, None] * width + c[None]
+        x = tl.load(x_ptr + at, mask=mask, other=0.0)
+        along = tl.sum((x - mean[None]) * direction[None], 1)
+        if ABSOLUTE:
+            along = tl.abs(along)
+        tl.store(out_ptr + row * n + token, along, mask=token < n)

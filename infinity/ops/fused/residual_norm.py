@@ -52,6 +52,28 @@ class Branch:
     out: Tensor
     gate: Tensor | None = None
 
+    def gated(self, rows: RowsOf) -> Float[Tensor, "total width"]:
+        """What the branch adds to the stream, fp32; ``rows`` are its tokens'."""
+        if self.gate is None:
+            return self.out.float()
+        if rows.ids is not None:
+            return self.out * self.gate[rows.ids]
+        return (self.out.unflatten(0, (-1, rows.per_row)) * self.gate[:, None]).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Tokens at ``positions`` of rows that have ``n`` tokens each."""
+
+    positions: Int[Tensor, " total"]
+    n: int
+
+    def of(self, x: Float[Tensor, "all width"], rows: RowsOf) -> Float[Tensor, "total width"]:
+        """Those of ``x``; ``rows`` are theirs."""
+        token = torch.arange(len(self.positions), device=x.device)
+        row = token // rows.per_row if rows.ids is None else rows.ids.long()
+        return x[row * self.n + self.positions]
+
 
 @dataclass(frozen=True)
 class Quantised:
@@ -76,12 +98,18 @@ def reference(
     eps: float,
     dtype: torch.dtype,
     quantise: bool,
+    chosen: Chosen | None = None,
+    heard: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | Quantised | None]:
     """See :func:`residual_norm`."""
+    if chosen is not None:
+        x = chosen.of(x, rows)
     if branch is not None:
         change = branch.out.float()
         if branch.gate is not None:
             change = change * rows.spread(branch.gate, len(x))
+        if heard is not None:
+            heard.copy_(change)
         x = x + change
     if affine is None:
         return x, None
@@ -103,6 +131,8 @@ def residual_norm(
     dtype: torch.dtype = torch.bfloat16,
     quantise: bool = False,
     out: Float[Tensor, "total width"] | None = None,
+    chosen: Chosen | None = None,
+    heard: Float[Tensor, "total width"] | None = None,
 ) -> tuple[Tensor, Tensor | Quantised | None]:
     """The stream after ``branch``, and its normalised and modulated form.
 
@@ -116,10 +146,24 @@ def residual_norm(
         quantise: give it as fp8 with a factor per token instead.
         out: where the new stream goes, which may be ``x`` itself; None makes a new tensor. Without
             a branch the stream is ``x`` and nothing is written.
+        chosen: which tokens of ``x`` are meant, for calls without a branch, whose first result
+            then says nothing; None: all of them, ``T`` in number.
+        heard: receives what ``branch`` adds, gate included, fp32.
     """
     if not usable(x, "residual_norm"):
-        return reference(x, rows, affine, branch, eps=eps, dtype=dtype, quantise=quantise)
-    total, width = x.shape
+        return reference(
+            x,
+            rows,
+            affine,
+            branch,
+            eps=eps,
+            dtype=dtype,
+            quantise=quantise,
+            chosen=chosen,
+            heard=heard,
+        )
+    width = x.shape[1]
+    total = len(x) if chosen is None else len(chosen.positions)
     stream = x
     if branch is not None:
         stream = torch.empty_like(x) if out is None else out
@@ -139,16 +183,21 @@ def residual_norm(
         scale,
         shift,
         dummy if rows.ids is None else rows.ids,
+        dummy if chosen is None else chosen.positions,
+        dummy if heard is None else heard,
         normed,
         factor,
         width,
         rows.per_row,
+        0 if chosen is None else chosen.n,
         0 if gate is None else gate.stride(0),
         0 if affine is None or scale.ndim == 1 else scale.stride(0),
         eps,
         HAS_BRANCH=branch is not None,
         HAS_GATE=gate is not None,
         HAS_IDS=rows.ids is not None,
+        CHOSEN=chosen is not None,
+        HEARD=heard is not None,
         HAS_NORM=affine is not None,
         MODULATE=affine is not None and scale.ndim == 2,
         QUANTISE=quantise,
@@ -175,16 +224,21 @@ if triton is not None:
         scale_ptr,
         shift_ptr,
         ids_ptr,
+        position_ptr,
+        heard_ptr,
         normed_ptr,
         factor_ptr,
         width,
         per_row,
+        n,
         gate_stride,
         affine_stride,
         eps,
         HAS_BRANCH: tl.constexpr,
         HAS_GATE: tl.constexpr,
         HAS_IDS: tl.constexpr,
+        CHOSEN: tl.constexpr,
+        HEARD: tl.constexpr,
         HAS_NORM: tl.constexpr,
         MODULATE: tl.constexpr,
         QUANTISE: tl.constexpr,
@@ -204,11 +258,16 @@ if triton is not None:
                 scale += 1.0
         for i in tl.static_range(TOKENS):
             at = (first + i) * width + c
-            x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+            source = at
+            if CHOSEN:
+                source = (row * n + tl.load(position_ptr + first + i)) * width + c
+            x = tl.load(x_ptr + source, mask=inside, other=0.0).to(tl.float32)
             if HAS_BRANCH:
                 change = tl.load(branch_ptr + at, mask=inside, other=0.0).to(tl.float32)
                 if HAS_GATE:
                     change *= gate
+                if HEARD:
+                    tl.store(heard_ptr + at, change, mask=inside)
                 x += change
                 tl.store(stream_ptr + at, x, mask=inside)
             if HAS_NORM:

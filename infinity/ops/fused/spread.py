@@ -59,12 +59,15 @@ def area_filled_reference(
     old: Float[Tensor, "b n_old width"],
     grid: tuple[int, int],
     old_grid: tuple[int, int],
+    gate: Float[Tensor, "b width"] | None = None,
 ) -> Float[Tensor, "b n width"]:
     """See :func:`area_filled`."""
     rows = len(before)
     maps = old.unflatten(1, old_grid).movedim(-1, 1)
     rest = F.interpolate(maps, size=grid, mode="area").flatten(2).mT
-    chosen = fresh.unflatten(0, (rows, -1))
+    chosen = fresh.float().unflatten(0, (rows, -1))
+    if gate is not None:
+        chosen = chosen * gate[:, None]
     own = torch.take_along_dim(chosen, places.clamp_min(0).long()[..., None], 1)
     return before + torch.where(places[..., None] >= 0, own, rest)
 
@@ -76,20 +79,22 @@ def area_filled(
     old: Float[Tensor, "b n_old width"],
     grid: tuple[int, int],
     old_grid: tuple[int, int],
+    gate: Float[Tensor, "b width"] | None = None,
 ) -> Float[Tensor, "b n width"]:
     """``before`` plus a change: the fresh one where there is one, else the old map averaged over
     the area that each cell of ``grid`` covers.
 
     Args:
         before: fp32.
-        fresh: changes of the chosen tokens, fp32, equally many per row.
+        fresh: changes of the chosen tokens, equally many per row.
         places: of every position, which of its row's fresh changes it has; −1 for none.
         old: changes on ``old_grid``, fp32.
         grid: ``(h, w)`` of ``before``.
         old_grid: of ``old``.
+        gate: factor on the fresh changes of every row, fp32.
     """
     if not usable(before, "spread"):
-        return area_filled_reference(before, fresh, places, old, grid, old_grid)
+        return area_filled_reference(before, fresh, places, old, grid, old_grid, gate)
     before, old = before.contiguous(), old.contiguous()
     rows, n, width = before.shape
     out, block = torch.empty_like(before), power_of_two(width)
@@ -98,12 +103,15 @@ def area_filled(
         fresh,
         places,
         old,
+        before if gate is None else gate,
         out,
         n,
         width,
         len(fresh) // rows,
+        0 if gate is None else gate.stride(0),
         *grid,
         *old_grid,
+        HAS_GATE=gate is not None,
         BLOCK=block,
         num_warps=warps_of(block),
         # A fused multiply-add would round otherwise than the same steps taken one by one.
@@ -144,14 +152,17 @@ if triton is not None:
         fresh_ptr,
         place_ptr,
         old_ptr,
+        gate_ptr,
         out_ptr,
         n,
         width,
         per_row,
+        gate_stride,
         h,
         w,
         old_h,
         old_w,
+        HAS_GATE: tl.constexpr,
         BLOCK: tl.constexpr,
     ):
         row, token = tl.program_id(1).to(tl.int64), tl.program_id(0)
@@ -161,7 +172,11 @@ if triton is not None:
         x = tl.load(before_ptr + at, mask=inside, other=0.0)
         place = tl.load(place_ptr + row * n + token)
         if place >= 0:
-            x += tl.load(fresh_ptr + (row * per_row + place) * width + c, mask=inside, other=0.0)
+            own = tl.load(fresh_ptr + (row * per_row + place) * width + c, mask=inside, other=0.0)
+            own = own.to(tl.float32)
+            if HAS_GATE:
+                own *= tl.load(gate_ptr + row * gate_stride + c, mask=inside, other=0.0)
+            x += own
         else:
             i, j = token // w, token % w
             top, bottom = i * old_h // h, ((i + 1) * old_h + h - 1) // h

@@ -52,6 +52,37 @@ def test_residual_norm(device: str, counts: tuple[int, ...], width: int, kind: s
 
 
 @devices
+@pytest.mark.parametrize("many", [1, 10**6])
+@pytest.mark.parametrize("counts", [(4, 4), (3, 5)])
+def test_chosen_tokens_are_read_where_they_lie(
+    device: str, counts: tuple[int, ...], many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(residual_norm, "_MANY", many)
+    x, mods = draw(2 * 9, 64, device=device) + 3, draw(2, 6, 64, device=device)
+    generator = torch.Generator().manual_seed(1)
+    picked = [torch.randperm(9, generator=generator)[:count] for count in counts]
+    chosen = residual_norm.Chosen(torch.cat(picked).to(device), 9)
+    rows, affine = rows_of(counts, device), Affine(mods[:, 2], mods[:, 4])
+    fast = residual_norm.residual_norm(x, rows, affine, dtype=torch.float32, chosen=chosen)[1]
+    taken = torch.cat([x[9 * row + at.to(device)] for row, at in enumerate(picked)])
+    assert torch.equal(chosen.of(x, rows), taken)
+    exact = residual_norm.residual_norm(taken, rows, affine, dtype=torch.float32)[1]
+    assert torch.equal(fast, exact)
+
+
+@devices
+@pytest.mark.parametrize("gated", [False, True])
+def test_what_a_branch_adds_is_heard(device: str, gated: bool) -> None:
+    x, mods = draw(6, 64, device=device), draw(2, 6, 64, device=device)
+    y = draw(6, 64, device=device, dtype=DTYPE[device])
+    heard, rows = torch.full_like(x, float("nan")), RowsOf(3)
+    branch = Branch(y, mods[:, 0] if gated else None)
+    stream = residual_norm.residual_norm(x.clone(), rows, None, branch, heard=heard)[0]
+    assert torch.equal(heard, branch.gated(rows))
+    assert torch.equal(stream, x + heard)
+
+
+@devices
 def test_tokens_that_share_a_program(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(residual_norm, "_MANY", 1)
     x, y = (draw(12, 64, device=device) + i for i in range(2))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from kernel_cases import devices, draw
+from kernel_cases import DTYPE, devices, draw
 
 from infinity.ops.fused import mean_distance, nearest, principal, roughness, spread, top
 from infinity.tokens import KeepSet
@@ -11,7 +11,9 @@ from stepvar_patch.scores import structure
 
 
 @devices
-@pytest.mark.parametrize(("n", "count"), [(1, 1), (7, 3), (64, 64), (100, 37), (1600, 800)])
+@pytest.mark.parametrize(
+    ("n", "count"), [(1, 1), (7, 3), (64, 64), (100, 37), (1600, 800), (4096, 4095)]
+)
 def test_top_scores(device: str, n: int, count: int) -> None:
     scores = draw(5, n, device=device)
     scores[0] = (2 * scores[0]).round()
@@ -19,7 +21,7 @@ def test_top_scores(device: str, n: int, count: int) -> None:
     scores[3, ::2] = -0.0
     even = draw(n, device=device)
     fast, exact = (f(scores, even, count) for f in (top.top_scores, top.reference))
-    for name in ("indices", "bad"):
+    for name in ("indices", "places", "bad"):
         assert torch.equal(getattr(fast, name), getattr(exact, name)), name
 
 
@@ -103,7 +105,10 @@ def test_taking_tokens_out_and_putting_them_back(
     for indices in (shuffled, chosen.indices):
         places = spread.places_of(indices, n)
         assert torch.equal(places, spread.places_reference(indices, n))
-    words = (before, fresh, places, old, grid, old_grid)
-    fast, exact = (f(*words) for f in (spread.area_filled, spread.area_filled_reference))
-    torch.testing.assert_close(fast, exact, rtol=1e-6, atol=1e-6)
-    assert torch.equal(fast[rows, chosen.indices], exact[rows, chosen.indices])
+    gates = draw(2, 6, 40, device=device)[:, 3]
+    for given, gate in ((fresh, None), (fresh.to(DTYPE[device]), gates)):
+        words = (before, given, places, old, grid, old_grid, gate)
+        fast, exact = (f(*words) for f in (spread.area_filled, spread.area_filled_reference))
+        torch.testing.assert_close(fast, exact, rtol=1e-6, atol=1e-6)
+        assert torch.equal(fast[rows, chosen.indices], exact[rows, chosen.indices])
+        assert not torch.equal(fast, before)
