@@ -24,6 +24,7 @@ from infinity.schedule import ScaleSchedule
 from infinity.text.base import TextFeatures
 from infinity.timing import RecordedClock, StageClock, StageTimer
 from infinity.transformer.fused import text_room
+from infinity.upload import upload
 
 
 @dataclass(frozen=True)
@@ -67,12 +68,12 @@ class Prompts:
         rows = torch.zeros(room, text.rows.shape[1], device=device)
         rows[: len(text.rows)].copy_(text.rows)
         longest = text_room(max(text.lengths), 1)
-        return Prompts(rows, text.boundaries().to(device), text.lengths, longest)
+        return Prompts(rows, upload(text.boundaries(), device), text.lengths, longest)
 
     def replace(self, text: TextFeatures) -> None:
         """Puts other prompts of similar length into the memory."""
         self.rows[: len(text.rows)].copy_(text.rows)
-        self.cu_seqlens.copy_(text.boundaries())
+        self.cu_seqlens.copy_(upload(text.boundaries(), self.cu_seqlens.device))
 
 
 Generate = Callable[

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from infinity.ops.fused import usable
 from infinity.ops.fused.uniform import philox_uniform
+from infinity.upload import upload
 
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
@@ -75,9 +76,8 @@ class PerImageNoise:
         for seed in seeds:
             if not 0 <= seed < 1 << 63:
                 raise ValueError(f"seed {seed} must be in [0, 2^63)")
-        self.seeds: Int64[Tensor, " images"] = torch.tensor(
-            list(seeds), dtype=torch.int64, device=device
-        )
+        numbers = torch.tensor(list(seeds), dtype=torch.int64)
+        self.seeds: Int64[Tensor, " images"] = upload(numbers, device)
 
     def exponential(self, si: int, bits: int) -> Float[Tensor, "images bits 2"]:
         if usable(self.seeds, "uniform"):

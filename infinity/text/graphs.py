@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from infinity.upload import upload
+
 logger = logging.getLogger(__name__)
 PADDED = 64
 
@@ -52,10 +54,10 @@ class EncoderGraphs:
                 self.recorded = False
                 logger.warning("text encoder: not recorded: %s", str(error).splitlines()[0])
         if not self.recorded:
-            inputs = host.to(self._device)[:, :, : len(ids)]
+            inputs = upload(host, self._device)[:, :, : len(ids)]
             return self._forward(*inputs)[0].float()
         recorded = self._graphs[room]
-        recorded.inputs.copy_(host)
+        recorded.inputs.copy_(upload(host, self._device))
         recorded.graph.replay()
         return recorded.out[0, : len(ids)].to(torch.float32, copy=True)
 

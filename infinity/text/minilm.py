@@ -21,6 +21,7 @@ from infinity.errors import UserError
 from infinity.io.strict_json import parse_json
 from infinity.text.base import CutPrompts, TextFeatures
 from infinity.text.graphs import PADDED, EncoderGraphs
+from infinity.upload import upload
 
 CONFIG_NAME = "config.json"
 VOCABULARY_NAME = "vocab.txt"
@@ -97,7 +98,7 @@ class MiniLMEncoder:
         lengths = tuple(len(encoding.ids) for encoding in encodings)
         longest = states.shape[1]
         index = [row * longest + i for row, n in enumerate(lengths) for i in range(n)]
-        rows = torch.tensor(index).to(states.device, non_blocking=True)
+        rows = upload(torch.tensor(index), states.device)
         return TextFeatures(states.flatten(0, 1)[rows], lengths)
 
     def _states(self, encodings: Sequence[Encoding]) -> Float[Tensor, "b longest width"]:
@@ -107,8 +108,8 @@ class MiniLMEncoder:
         mask = [[i < len(encoding.ids) for i in range(longest)] for encoding in encodings]
         device = next(self._bert.parameters()).device
         hidden: Tensor = self._bert(
-            input_ids=torch.tensor(ids).to(device, non_blocking=True),
-            attention_mask=None if alone else torch.tensor(mask).to(device, non_blocking=True),
+            input_ids=upload(torch.tensor(ids), device),
+            attention_mask=None if alone else upload(torch.tensor(mask), device),
         ).last_hidden_state
         return hidden.float()
 

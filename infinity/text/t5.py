@@ -14,6 +14,7 @@ from infinity.checkpoint.load import is_finite, refuse_broken
 from infinity.errors import UserError
 from infinity.text.base import CutPrompts, TextFeatures
 from infinity.text.graphs import EncoderGraphs
+from infinity.upload import upload
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,7 @@ class T5Encoder:
             self._cut.tell(prompt)
         if self._graphs is not None:
             return self._graphs(ids)
-        input_ids = torch.tensor([ids], device=self._model.device)
+        input_ids = upload(torch.tensor([ids]), self._model.device)
         return self._model(input_ids=input_ids).last_hidden_state[0].float()
 
     def _masked(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -236,7 +236,9 @@ class LayerRun:
 
 def _attention(q: Tensor, tokens: PackedTokens, kv: KeyValues, scale: float, name: str) -> Tensor:
     ragged = not (tokens.uniform and kv.uniform)
-    request = AttentionRequest.on(q.device, q.dtype, q.shape[-1], ragged=ragged, layout=kv.layout)
+    request = AttentionRequest.on(
+        q.device, q.dtype, q.shape[-1], ragged=ragged, layout=kv.layout, queries=len(q)
+    )
     return select(name, request)(
         q,
         kv,

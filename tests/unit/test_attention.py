@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from infinity.ops.attention import (
     select,
     support_table,
 )
+from infinity.ops.attention.base import FEW_QUERIES
 
 CPU = pytest.param("cpu", id="cpu")
 GPU = pytest.param("cuda", id="cuda", marks=pytest.mark.gpu)
@@ -193,7 +194,7 @@ REQUEST = AttentionRequest("cpu", torch.float32, 64, True, "padded")
 
 
 def test_an_unknown_name_lists_the_valid_ones() -> None:
-    with pytest.raises(UserError, match=r"attention=fast: unknown .*auto, sdpa, flash_attn_4"):
+    with pytest.raises(UserError, match=r"attention=fast: unknown .*auto, sdpa, triton, flash"):
         select("fast", REQUEST)
 
 
@@ -229,6 +230,33 @@ def test_auto_takes_the_first_supported_and_says_once_what_it_passed_over(
     (message,) = [record.getMessage() for record in caplog.records]
     assert "picky (dislikes everything)" in message
     assert "missing (cannot be imported (ImportError: No module named 'nowhere'))" in message
+
+
+@pytest.mark.parametrize(
+    ("queries", "ragged", "device", "expected"),
+    [
+        (FEW_QUERIES, False, "cuda", "triton"),
+        (FEW_QUERIES + 1, False, "cuda", "sdpa"),
+        (None, False, "cuda", "sdpa"),
+        (1, True, "cuda", "torch_varlen"),
+        (1, False, "cpu", "sdpa"),
+    ],
+)
+def test_few_queries_of_equal_rows_go_to_our_own_kernel(
+    queries: int | None,
+    ragged: bool,
+    device: str,
+    expected: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    cpu = torch.device("cpu")
+    request = AttentionRequest.on(
+        cpu, torch.bfloat16, 128, ragged=ragged, layout="padded", queries=queries
+    )
+    served = ("triton", "torch_varlen", "sdpa")
+    monkeypatch.setattr(registry, "_reason", lambda name, _: None if name in served else "absent")
+    chosen = select.__wrapped__("auto", replace(request, device_type=device, capability=(9, 0)))
+    assert chosen.name == expected
 
 
 def test_every_reason_reads_as_one_line() -> None:

@@ -32,6 +32,7 @@ def _on_first_use(module: str, backend: str) -> Callable[[], AttentionBackend]:
 
 
 register("sdpa", SdpaAttention)
+register("triton", _on_first_use("triton", "TritonAttention"))
 register("flash_attn_4", _on_first_use("flash_attn_4", "FlashAttention4"))
 register("torch_varlen", _on_first_use("torch_varlen", "TorchVarlenAttention"))
 register("flash_attn", _on_first_use("flash_attn", "FlashAttention"))

@@ -13,6 +13,9 @@ from torch import Tensor
 
 Layout = Literal["padded", "packed"]
 
+FEW_QUERIES = 1024
+"""Up to here a call's set-up weighs more than its kernel's speed (H200, 16 heads)."""
+
 
 @dataclass(frozen=True)
 class KeyValues:
@@ -62,6 +65,7 @@ class AttentionRequest:
         ragged: queries or keys differ in number between rows.
         layout: layout of the keys.
         capability: CUDA compute capability; ``None`` off CUDA.
+        few: all rows together have at most :data:`FEW_QUERIES` queries.
     """
 
     device_type: str
@@ -70,13 +74,26 @@ class AttentionRequest:
     ragged: bool
     layout: Layout
     capability: tuple[int, int] | None = None
+    few: bool = False
 
     @staticmethod
     def on(
-        device: torch.device, dtype: torch.dtype, head_dim: int, *, ragged: bool, layout: Layout
+        device: torch.device,
+        dtype: torch.dtype,
+        head_dim: int,
+        *,
+        ragged: bool,
+        layout: Layout,
+        queries: int | None = None,
     ) -> "AttentionRequest":
-        """A request for ``device``, its compute capability filled in."""
-        return AttentionRequest(device.type, dtype, head_dim, ragged, layout, _capability(device))
+        """A request for ``device``, its compute capability filled in.
+
+        Args:
+            queries: of all rows together; None: many.
+        """
+        few = queries is not None and queries <= FEW_QUERIES
+        capability = _capability(device)
+        return AttentionRequest(device.type, dtype, head_dim, ragged, layout, capability, few)
 
 
 @runtime_checkable

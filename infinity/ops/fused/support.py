@@ -20,6 +20,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 """Kernels run on CPU tensors, slowly and for tests only."""
 
 SWITCHES = (
+    "attention",
     "embed",
     "mean_distance",
     "nearest",

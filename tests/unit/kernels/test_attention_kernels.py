@@ -7,7 +7,7 @@ import torch
 from kernel_cases import DTYPE, LIMIT, ROWS, close, devices, draw
 from torch import Tensor
 
-from infinity.ops.fused import small_attention, text_attention
+from infinity.ops.fused import attention, small_attention, text_attention
 from infinity.ops.fused.residual_norm import Quantised
 from infinity.ops.fused.rotate import Phases, Slots
 
@@ -38,6 +38,20 @@ def test_small_attention(device: str, per_row: int, start: int, heads: int, dim:
     for _, memory in results:
         memory[:, :, new] = before[:, :, new]
         assert torch.equal(memory, before)
+
+
+@devices
+@pytest.mark.parametrize(("per_row", "seen"), [(1, 1), (36, 57), (65, 128), (130, 64), (100, 200)])
+@pytest.mark.parametrize(("heads", "dim"), [(2, 32), (3, 24), (1, 128)])
+def test_attention_to_a_padded_cache(
+    device: str, per_row: int, seen: int, heads: int, dim: int
+) -> None:
+    q = 3 * draw(2 * per_row, heads, dim, device=device, dtype=DTYPE[device])
+    memory = draw(2, 2, seen + 70, heads, dim, device=device, dtype=DTYPE[device])
+    exact = attention.reference(q, memory[0], memory[1], seen, dim**-0.5)
+    memory[:, :, seen:] = 1e4
+    fast = attention.attention(q, memory[0], memory[1], seen, dim**-0.5)
+    close(fast, exact, LIMIT[DTYPE[device]])
 
 
 @devices
