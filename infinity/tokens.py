@@ -134,7 +134,7 @@ def pack_all(x: Float[Tensor, "b n width"]) -> PackedTokens:
     positions = torch.arange(n, device=x.device)
     return PackedTokens(
         x.reshape(rows * n, -1),
-        torch.arange(0, rows * n + 1, n, dtype=torch.int32, device=x.device),
+        _even_boundaries(rows, n, x.device),
         n,
         positions.expand(rows, n).reshape(-1),
         (n,) * rows,

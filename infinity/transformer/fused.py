@@ -69,6 +69,7 @@ class FusedText:
         keys_values: of all prompts' rows, ``(room, 2, H, K)`` per layer.
         cu_seqlens: row boundaries in ``keys_values``; need not start at 0.
         modulation: ``(layers, b, 6, C)``, fp32.
+        longest: no row's text is longer, on the host.
         limits: of every row the largest magnitude among its text's values, where products run in
             fp8.
     """
@@ -76,6 +77,7 @@ class FusedText:
     keys_values: list[Tensor]
     cu_seqlens: Int32[Tensor, " b1"]
     modulation: Float[Tensor, "layers b 6 width"]
+    longest: int
     limits: Float[Tensor, "layers b"] | None = None
 
     def of_rows(self, start: int, stop: int) -> "FusedText":
@@ -84,6 +86,7 @@ class FusedText:
             self.keys_values,
             self.cu_seqlens[start : stop + 1],
             self.modulation[:, start:stop],
+            self.longest,
             None if self.limits is None else self.limits[:, start:stop],
         )
 
@@ -137,7 +140,8 @@ class FusedBlocks:
             for layer in self.layers
         ]
         limits = largest_values(keys_values, text.cu_seqlens) if self.fp8 else None
-        return FusedText(keys_values, text.cu_seqlens, self.tables + text.shared, limits)
+        modulation = self.tables + text.shared
+        return FusedText(keys_values, text.cu_seqlens, modulation, text.max_seqlen, limits)
 
     def run(
         self,
@@ -251,6 +255,7 @@ class FusedBlocks:
                 around.tokens.max_seqlen,
                 layer.head_dim**-0.5,
                 None if limits is None else limits[index],
+                longest=around.text.longest,
             )
             return layer.text_proj(
                 attended if isinstance(attended, Quantised) else attended.flatten(1)

@@ -222,8 +222,9 @@ class LayerRun:
             if call.fused_text is not None:
                 text = call.fused_text.of_rows(0, tokens.rows)
                 kv = text.keys_values[self.layer]
+                boundaries = tokens.cu_seqlens, text.cu_seqlens
                 out = text_attention(
-                    packed, kv, tokens.cu_seqlens, text.cu_seqlens, tokens.max_seqlen, scale
+                    packed, kv, *boundaries, tokens.max_seqlen, scale, longest=text.longest
                 )
                 assert isinstance(out, Tensor)
             else:

@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from infinity.ops.fused.support import kernel, power_of_two, triton, usable
 
+_QUERIES, _KEYS, _STAGES = 64, 64, 3
+"""Queries of a program, keys of a step, steps under way: two programs share a multiprocessor."""
+
 
 def reference(
     q: Float[Tensor, "total heads dim"],
@@ -50,7 +53,7 @@ def attention(
     total, heads, dim = q.shape
     per_row = total // len(k)
     out, block = torch.empty_like(q), max(16, power_of_two(dim))
-    _attention_kernel[(-(-per_row // 64), heads, len(k))](
+    _attention_kernel[(-(-per_row // _QUERIES), heads, len(k))](
         q,
         k,
         v,
@@ -63,11 +66,11 @@ def attention(
         k.stride(1),
         scale * 1.4426950408889634,
         EVEN=block == dim,
-        BLOCK_M=64,
-        BLOCK_L=64,
+        BLOCK_M=_QUERIES,
+        BLOCK_L=_KEYS,
         BLOCK_K=block,
-        num_warps=4,
-        num_stages=3,
+        num_warps=_QUERIES // 16,
+        num_stages=_STAGES,
     )
     return out
 

@@ -276,7 +276,8 @@ if triton is not None:
                 variance = tl.sum(centred * centred, 0) / width
                 h = centred * (1.0 / tl.sqrt(variance + eps)) * scale + shift
                 if QUANTISE:
-                    factor = tl.maximum(tl.max(tl.abs(h), 0), 1e-12) / 448.0
-                    tl.store(factor_ptr + first + i, factor)
-                    h = tl.minimum(tl.maximum(h / factor, -448.0), 448.0)
+                    largest = tl.maximum(tl.max(tl.abs(h), 0), 1e-12)
+                    tl.store(factor_ptr + first + i, largest / 448.0)
+                    # One division per token; the product may exceed the largest by a rounding.
+                    h = tl.minimum(tl.maximum(h * (448.0 / largest), -448.0), 448.0)
                 tl.store(normed_ptr + at, h.to(normed_ptr.dtype.element_ty), mask=inside)

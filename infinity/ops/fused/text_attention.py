@@ -16,6 +16,9 @@ from infinity.ops.fused.support import kernel, power_of_two, triton, usable
 
 _LEAST = 1e-12
 
+_BLOCK_T = 64
+"""Text of so many rows is attended to in one step."""
+
 
 def reference(
     q: Float[Tensor, "total heads dim"],
@@ -59,6 +62,7 @@ def text_attention(
     max_seqlen_q: int,
     scale: float,
     limits: Float[Tensor, " b"] | None = None,
+    longest: int | None = None,
 ) -> Float[Tensor, "total heads dim"] | Quantised:
     """Every query's attention to the text of its row.
 
@@ -71,13 +75,15 @@ def text_attention(
         scale: factor on the scores before the softmax.
         limits: no value of the row's text is larger (:func:`largest_values`), and so no average of
             them. With limits the result is fp8, ``(T, H·K)``, and a row's tokens share a factor.
+        longest: no row's text is longer; None: unknown.
     """
     if not usable(q, "text_attention"):
         return reference(q, kv, cu_seqlens_q, cu_seqlens_text, scale, limits)
     total, heads, dim = q.shape
     out = torch.empty_like(q, dtype=q.dtype if limits is None else FP8)
     factor = q if limits is None else q.new_empty(total, dtype=torch.float32)
-    block_q = 16 if max_seqlen_q <= 16 else 64 if max_seqlen_q <= 512 else 128
+    single = longest is not None and longest <= _BLOCK_T
+    block_q = 16 if max_seqlen_q <= 16 else 64 if single or max_seqlen_q <= 512 else 128
     rows = len(cu_seqlens_q) - 1
     _text_attention_kernel[(-(-max_seqlen_q // block_q), heads, rows)](
         q,
@@ -91,8 +97,9 @@ def text_attention(
         dim,
         scale * 1.4426950408889634,
         QUANTISE=limits is not None,
+        SINGLE=single,
         BLOCK_Q=block_q,
-        BLOCK_T=64,
+        BLOCK_T=_BLOCK_T,
         BLOCK_K=max(16, power_of_two(dim)),
         num_warps=8 if block_q == 128 else 4,
         num_stages=2,
@@ -102,6 +109,38 @@ def text_attention(
 
 if triton is not None:
     import triton.language as tl
+
+    @kernel
+    def _attended(
+        q,
+        words,
+        begin,
+        largest,
+        total,
+        acc,
+        SINGLE: tl.constexpr,
+        BLOCK_T: tl.constexpr,
+        BLOCK_K: tl.constexpr,
+    ):
+        kv_ptr, text_end, heads, dim, head, scale_log2 = words
+        channel = tl.arange(0, BLOCK_K)
+        entry = begin + tl.arange(0, BLOCK_T)
+        valid = entry < text_end
+        source = entry.to(tl.int64)[:, None] * 2 * heads * dim + head * dim + channel[None]
+        mask = valid[:, None] & (channel < dim)[None]
+        k = tl.load(kv_ptr + source, mask=mask, other=0.0)
+        v = tl.load(kv_ptr + source + heads * dim, mask=mask, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
+        scores = tl.where(valid[None], scores, -1e30)
+        peak = tl.max(scores, 1)
+        if not SINGLE:
+            peak = tl.maximum(largest, peak)
+        weights = tl.where(valid[None], tl.exp2(scores - peak[:, None]), 0.0)
+        new = tl.dot(weights.to(v.dtype), v, input_precision="ieee")
+        if SINGLE:
+            return peak, tl.sum(weights, 1), new
+        fade = tl.exp2(largest - peak)
+        return peak, total * fade + tl.sum(weights, 1), acc * fade[:, None] + new
 
     @kernel
     def _text_attention_kernel(
@@ -116,6 +155,7 @@ if triton is not None:
         dim,
         scale_log2,
         QUANTISE: tl.constexpr,
+        SINGLE: tl.constexpr,
         BLOCK_Q: tl.constexpr,
         BLOCK_T: tl.constexpr,
         BLOCK_K: tl.constexpr,
@@ -134,22 +174,17 @@ if triton is not None:
             largest = tl.full((BLOCK_Q,), -1e30, tl.float32)
             total = tl.zeros((BLOCK_Q,), tl.float32)
             acc = tl.zeros((BLOCK_Q, BLOCK_K), tl.float32)
-            for begin in range(text_start, text_end, BLOCK_T):
-                entry = begin + tl.arange(0, BLOCK_T)
-                valid = entry < text_end
-                source = entry.to(tl.int64)[:, None] * 2 * heads * dim + head * dim + channel[None]
-                mask = valid[:, None] & wide[None]
-                k = tl.load(kv_ptr + source, mask=mask, other=0.0)
-                v = tl.load(kv_ptr + source + heads * dim, mask=mask, other=0.0)
-                scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale_log2
-                scores = tl.where(valid[None], scores, -1e30)
-                peak = tl.maximum(largest, tl.max(scores, 1))
-                weights = tl.where(valid[None], tl.exp2(scores - peak[:, None]), 0.0)
-                fade = tl.exp2(largest - peak)
-                total = total * fade + tl.sum(weights, 1)
-                acc = acc * fade[:, None]
-                acc += tl.dot(weights.to(v.dtype), v, input_precision="ieee")
-                largest = peak
+            words = (kv_ptr, text_end, heads, dim, head, scale_log2)
+            if SINGLE:
+                # Nothing is carried over, which leaves registers for more programs at a time.
+                largest, total, acc = _attended(
+                    q, words, text_start, largest, total, acc, SINGLE, BLOCK_T, BLOCK_K
+                )
+            else:
+                for begin in range(text_start, text_end, BLOCK_T):
+                    largest, total, acc = _attended(
+                        q, words, begin, largest, total, acc, SINGLE, BLOCK_T, BLOCK_K
+                    )
             if QUANTISE:
                 factor = tl.maximum(tl.load(limit_ptr + row), 1e-12) / 448.0
                 if head == 0:

@@ -67,8 +67,11 @@ def test_text_attention(
     cu_q, cu_text = boundaries(counts, device), boundaries(text, device) + 2
     exact = text_attention.reference(q, kv, cu_q, cu_text, dim**-0.5)
     kv[:2], kv[2 + sum(text) :] = 1e4, 1e4
-    fast = text_attention.text_attention(q, kv, cu_q, cu_text, max(counts), dim**-0.5)
-    close(fast, exact, LIMIT[DTYPE[device]])
+    for longest in (None, max(text)):
+        fast = text_attention.text_attention(
+            q, kv, cu_q, cu_text, max(counts), dim**-0.5, longest=longest
+        )
+        close(fast, exact, LIMIT[DTYPE[device]])
 
 
 @devices
