@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from infinity.ops.fused.support import kernel, power_of_two, triton, usable
 
 _TILE = 8192
-_TILES = 8
+_THREAD = 64
+_MOST_TILES, _PROGRAMS = 32, 2048
 
 
 @dataclass(frozen=True)
@@ -33,11 +34,18 @@ class Moments:
     pixels: int
 
 
-def _tiling(pixels: int, channels: int) -> tuple[int, int, int]:
-    """Pixels of a tile, tiles of a program, programs."""
-    tile = max(1, min(_TILE // power_of_two(channels), power_of_two(pixels)))
-    tiles = max(1, min(_TILES, -(-pixels // (tile * 512))))
-    return tile, tiles, -(-pixels // (tile * tiles))
+def _tiling(pixels: int, channels: int) -> tuple[int, int, int, int]:
+    """Pixels of a tile, tiles of a program, programs, and their warps.
+
+    A warp's threads lie side by side along the channels, eight each, so that sums over pixels stay
+    inside a thread or two: summed across warps, all 32 lanes of one met in a bank of shared memory,
+    which took longer than reading the tile.
+    """
+    block = power_of_two(channels)
+    warps = max(1, min(8, block // 256))
+    tile = max(1, min(_THREAD * 32 * warps // block, power_of_two(pixels)))
+    tiles = max(1, min(_MOST_TILES, pixels // (tile * _PROGRAMS)))
+    return tile, tiles, -(-pixels // (tile * tiles)), warps
 
 
 def reference_add(x: Tensor, y: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -96,7 +104,7 @@ def interleave(x: Float[Tensor, "b h1 w1 c4"]) -> tuple[Float[Tensor, "b p c"], 
 def _add(x: Tensor, y: Tensor | None, bias: Tensor | None, out: Tensor, width: int = 0) -> Moments:
     """Moments of ``out``, which is written unless it is ``x``; ``width`` says to interleave."""
     images, pixels, channels = out.shape
-    tile, tiles, parts = _tiling(pixels, channels)
+    tile, tiles, parts, warps = _tiling(pixels, channels)
     mean = x.new_empty((images, parts, channels), dtype=torch.float32)
     square = torch.empty_like(mean)
     _map_add_kernel[(parts, images)](
@@ -117,7 +125,7 @@ def _add(x: Tensor, y: Tensor | None, bias: Tensor | None, out: Tensor, width: i
         TILES=tiles,
         BLOCK_P=tile,
         BLOCK_C=power_of_two(channels),
-        num_warps=8,
+        num_warps=warps,
     )
     return Moments(mean, square, tile * tiles)
 
@@ -225,9 +233,9 @@ if triton is not None:
         first = _interleaved(begin, width) if INTERLEAVE else begin
         origin = tl.load(x_ptr + x_base + first.to(tl.int64) * channels + c, mask=wide, other=0.0)
         origin = origin.to(tl.float32) + bias
-        sums = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-        squares = tl.zeros((BLOCK_P, BLOCK_C), tl.float32)
-        for i in tl.static_range(TILES):
+        total = tl.zeros((BLOCK_C,), tl.float32)
+        square = tl.zeros((BLOCK_C,), tl.float32)
+        for i in range(TILES):
             p = begin + i * BLOCK_P + tl.arange(0, BLOCK_P)
             mask = (p < pixels)[:, None] & wide[None]
             at = base + p.to(tl.int64)[:, None] * channels + c[None]
@@ -242,11 +250,10 @@ if triton is not None:
                 tl.store(out_ptr + at, rounded, mask=mask)
                 x = rounded.to(tl.float32)
             distance = tl.where(mask, x - origin[None], 0.0)
-            sums += distance
-            squares += distance * distance
+            total += tl.sum(distance, 0)
+            square += tl.sum(distance * distance, 0)
         count = tl.minimum(pixels - begin, TILES * BLOCK_P).to(tl.float32)
-        total = tl.sum(sums, 0)
-        square = tl.sum(squares, 0) - total * total / count
+        square -= total * total / count
         to = (image * tl.num_programs(0) + part) * channels + c
         tl.store(mean_ptr + to, origin + total / count, mask=wide)
         tl.store(square_ptr + to, tl.maximum(square, 0.0), mask=wide)
