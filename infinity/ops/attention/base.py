@@ -13,7 +13,7 @@ from torch import Tensor
 
 Layout = Literal["padded", "packed"]
 
-FEW_QUERIES = 1024
+FEW_QUERIES = 512
 """Up to here a call's set-up weighs more than its kernel's speed (H200, 16 heads)."""
 
 
