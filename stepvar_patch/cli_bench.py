@@ -82,7 +82,7 @@ def precision(
     as_json: Json = False,
 ) -> None:
     """Compare what bf16 and fp8 draw with what fp32 draws: logits, bits and pictures."""
-    from stepvar_patch.experiments.bench.precision import PrecisionConfig
+    from stepvar_patch.experiments.bench.precision_schema import PrecisionConfig
     from stepvar_patch.experiments.loading import load_config
 
     settings = load_config(PrecisionConfig, config, overrides or [])

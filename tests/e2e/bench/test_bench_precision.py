@@ -9,7 +9,7 @@ import yaml
 from bench_cases import PRECISION
 
 from stepvar_patch.cli import main
-from stepvar_patch.experiments.bench.precision import PrecisionConfig
+from stepvar_patch.experiments.bench.precision_schema import PrecisionConfig
 from stepvar_patch.experiments.loading import load_config
 
 pytestmark = pytest.mark.bench
