@@ -21,10 +21,13 @@ class KeepSet:
         indices: ``(sum(counts),)`` int64 flat positions (row-major in the grid), ascending inside
             a row.
         counts: kept positions per row, on the host; every row keeps at least one.
+        places: of every position, which of its row's kept ones it is (−1: none), if whoever chose
+            them knows.
     """
 
     indices: Int64[Tensor, " total"]
     counts: tuple[int, ...]
+    places: Int32[Tensor, "rows n"] | None = None
 
     def __post_init__(self) -> None:
         if not self.counts or min(self.counts) < 1:
@@ -37,10 +40,12 @@ class KeepSet:
             )
 
     @staticmethod
-    def of_rows(indices: Int64[Tensor, "rows kept"]) -> "KeepSet":
+    def of_rows(
+        indices: Int64[Tensor, "rows kept"], places: Int32[Tensor, "rows n"] | None = None
+    ) -> "KeepSet":
         """Equal counts: one row of ascending positions per row of ``indices``."""
         rows, kept = indices.shape
-        return KeepSet(indices.reshape(-1), (kept,) * rows)
+        return KeepSet(indices.reshape(-1), (kept,) * rows, places)
 
     @property
     def uniform(self) -> bool:
@@ -83,6 +88,7 @@ class PackedTokens:
         max_seqlen: longest row, on the host.
         indices: int64 ``(T,)`` flat grid position of every token.
         counts: tokens per row, on the host.
+        places: as of the :class:`KeepSet` that the tokens were packed by.
     """
 
     x: Float[Tensor, "total width"]
@@ -90,6 +96,7 @@ class PackedTokens:
     max_seqlen: int
     indices: Int64[Tensor, " total"]
     counts: tuple[int, ...]
+    places: Int32[Tensor, "rows n"] | None = None
 
     @property
     def rows(self) -> int:
@@ -170,7 +177,8 @@ def places_only(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
     """
     rows, count, total = len(keep.counts), keep.counts[0], len(keep.indices)
     boundaries = _even_boundaries(rows, count, x.device)
-    return PackedTokens(x.new_empty(total, 0), boundaries, count, keep.indices, keep.counts)
+    nothing = x.new_empty(total, 0)
+    return PackedTokens(nothing, boundaries, count, keep.indices, keep.counts, keep.places)
 
 
 _BOUNDARIES: dict[tuple[int, int, torch.device], Int32[Tensor, " b1"]] = {}

@@ -8,7 +8,7 @@ Nothing here waits for the device except :func:`energy_share`, whose counts depe
 import logging
 
 import torch
-from jaxtyping import Bool, Float, Int32, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -47,15 +47,7 @@ def spread_ties(scores: Float[Tensor, "rows n"], grid: Grid) -> Float[Tensor, "r
 
 
 def top(scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None) -> KeepSet:
-    """The ``count`` highest scores of every row, as :func:`top_and_places` chooses them."""
-    return top_and_places(scores, count, grid)[0]
-
-
-def top_and_places(
-    scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None
-) -> tuple[KeepSet, Int32[Tensor, "rows n"]]:
-    """The ``count`` highest scores of every row, positions ascending, and of every position which
-    of them it is (−1 = none).
+    """The ``count`` highest scores of every row, positions ascending.
 
     Ties go to the lower position. A row that holds a NaN, or whose scores are all equal, tells
     nothing about its tokens and gets a uniform lattice on ``grid`` (along the row if there is
@@ -64,7 +56,7 @@ def top_and_places(
     spread = _spread(grid or (1, scores.shape[1]), scores.device, scores.dtype)
     chosen = top_scores(scores, spread, count)
     _NAN_WATCH.look(chosen.bad)
-    return KeepSet.of_rows(chosen.indices), chosen.places
+    return KeepSet.of_rows(chosen.indices, chosen.places)
 
 
 def energy_share(

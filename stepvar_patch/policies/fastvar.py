@@ -4,15 +4,13 @@ Shape legend: B images, b rows, N positions, C width.
 """
 
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Le
-from jaxtyping import Int32
 from torch import Tensor
 
 from infinity.errors import UserError
-from infinity.ops.fused.spread import area_filled
+from infinity.ops.fused.spread import area_filled, places_of
 from infinity.policy import (
     Branch,
     BranchPlan,
@@ -29,7 +27,7 @@ from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun, layer_range
 from stepvar_patch.rules import ScaleRule, Scales
 from stepvar_patch.scores.mean_distance import mean_distance
-from stepvar_patch.select import top_and_places
+from stepvar_patch.select import top
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,18 +107,15 @@ class FastVARRun(RuledRun):
         if layer not in self.layers:
             return None
         grid = self.request.schedule.grids[si]
-        keep, places = top_and_places(mean_distance(x, grid), self.kept(si), grid)
-        return BranchPlan(keep, partial(self.fill, places), whole=True)
+        return BranchPlan(top(mean_distance(x, grid), self.kept(si), grid), self.fill, whole=True)
 
     def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
         if branch is not None and layer in self.layers:
             self.outputs[layer, branch] = data
 
-    def fill(
-        self, places: Int32[Tensor, "b n"], fresh: PackedTokens, context: RestoreContext
-    ) -> Tensor:
+    def fill(self, fresh: PackedTokens, context: RestoreContext) -> Tensor:
         """The stream plus the fresh branch outputs over the remembered ones, resized to this
-        grid; ``places`` says where the fresh ones belong.
+        grid.
         """
         assert self.cached_scale is not None
         old = self.outputs[context.layer, context.branch]
@@ -129,5 +124,7 @@ class FastVARRun(RuledRun):
             start = self.request.images if self.rows == "uncond" else 0
             old = old[start : start + rows]
         grid = self.request.schedule.grids[self.cached_scale]
-        before, fine, gate = context.before, context.grid, context.gate
+        before, fine, gate, places = context.before, context.grid, context.gate, fresh.places
+        if places is None:
+            places = places_of(fresh.indices.view(rows, -1), before.shape[1])
         return area_filled(before, fresh.x, places, old, fine, grid, gate)
