@@ -73,8 +73,9 @@ class RestoreContext:
     it happens.
 
     Attributes:
-        gate: where a branch's plan is ``whole``, factor per row by which the fresh outputs are
-            still to be multiplied; None: they are what the branch adds.
+        gate: where a branch's plan is ``whole``, factor per row by which the fresh outputs, in the
+            weights' dtype, are still to be multiplied, if the blocks are fused and it has one;
+            None: they are what the branch adds.
     """
 
     before: Float[Tensor, "b n width"]
@@ -157,12 +158,12 @@ class BranchPlan:
 
     Attributes:
         keep: positions, one set per row.
-        restore: for a branch, dense *change* from the kept tokens' gated outputs (context.before
-            is the stream); for a layer, dense *state*.
+        restore: for a branch, dense *change* from the kept tokens' outputs, gated but where the
+            context holds a gate (context.before is the stream); for a layer, dense *state*.
         gather: builds the packed input itself (merged tokens); default takes the kept rows as they
             are.
         whole: for a branch, ``restore`` gives the dense stream after it instead of its change, and
-            applies ``context.gate`` itself.
+            applies ``context.gate`` itself, if there is one.
     """
 
     keep: KeepSet

@@ -154,9 +154,8 @@ def pack(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
     Raises:
         ValueError: ``keep`` describes another number of rows than ``x`` has.
     """
+    _check_rows(x, keep)
     rows, n, _ = x.shape
-    if len(keep.counts) != rows:
-        raise ValueError(f"keep set has {len(keep.counts)} rows, the tokens have {rows}")
     total = keep.indices.shape[0]
     if keep.uniform:
         return places_only(x, keep).with_x(take(x, keep.indices))
@@ -171,28 +170,42 @@ def pack(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
     )
 
 
+def _check_rows(x: Float[Tensor, "b n width"], keep: KeepSet) -> None:
+    if len(keep.counts) != len(x):
+        raise ValueError(f"keep set has {len(keep.counts)} rows, the tokens have {len(x)}")
+
+
 def places_only(x: Float[Tensor, "b n width"], keep: KeepSet) -> PackedTokens:
     """The kept positions of equally many tokens per row, ``(T, 0)`` features, on the device of
     ``x``: for kernels that gather while they read.
+
+    Raises:
+        ValueError: ``keep`` describes another number of rows than ``x`` has, or unequal ones.
     """
+    _check_rows(x, keep)
+    if not keep.uniform:
+        raise ValueError(f"keep set has rows of {keep.counts} positions, expected equally many")
     rows, count, total = len(keep.counts), keep.counts[0], len(keep.indices)
     boundaries = _even_boundaries(rows, count, x.device)
     nothing = x.new_empty(total, 0)
     return PackedTokens(nothing, boundaries, count, keep.indices, keep.counts, keep.places)
 
 
+_MOST_BOUNDARIES = 1024
 _BOUNDARIES: dict[tuple[int, int, torch.device], Int32[Tensor, " b1"]] = {}
 
 
 def _even_boundaries(rows: int, count: int, device: torch.device) -> Int32[Tensor, " b1"]:
     """``0, count, 2·count …``, made once and kept for good, as recorded calls read it where it
-    lies; what is made while a graph is recorded belongs to the graph.
+    lies; what is made while a graph is recorded belongs to the graph. Counts that follow from the
+    data are many, so that there is an end to keeping.
     """
     key = (rows, count, device)
     if key in _BOUNDARIES:
         return _BOUNDARIES[key]
     made = torch.arange(0, rows * count + 1, count, dtype=torch.int32, device=device)
-    if not (device.type == "cuda" and torch.cuda.is_current_stream_capturing()):
+    recorded = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+    if not recorded and len(_BOUNDARIES) < _MOST_BOUNDARIES:
         _BOUNDARIES[key] = made
     return made
 

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 _PACKAGES = ("stepvar", "torch", "transformers", "flash-attn", "xformers", "accelerate")
 
 _HEAD_DIM = 128
-"""Of the released 2B and 8B models; the attention backends are asked about its ragged rows."""
+"""Of the released 2B and 8B models, which the attention backends are asked about."""
 
 
 def environment() -> dict[str, str]:
@@ -28,15 +28,21 @@ def environment() -> dict[str, str]:
     else:
         report["cuda"] = "no GPU; images are drawn on the CPU"
     on_gpu = torch.cuda.is_available()
-    request = AttentionRequest.on(
-        torch.device("cuda:0" if on_gpu else "cpu"),
-        torch.bfloat16 if on_gpu else torch.float32,
-        _HEAD_DIM,
-        ragged=True,
-        layout="padded",
+    ragged, equal = (
+        AttentionRequest.on(
+            torch.device("cuda:0" if on_gpu else "cpu"),
+            torch.bfloat16 if on_gpu else torch.float32,
+            _HEAD_DIM,
+            ragged=differ,
+            layout="padded",
+        )
+        for differ in (True, False)
     )
-    for name, reason in support_table(request):
-        report[f"attention {name}"] = "usable" if reason is None else f"not usable: {reason}"
+    for (name, reason), (_, of_equal) in zip(
+        support_table(ragged), support_table(equal), strict=True
+    ):
+        usable = "usable" if reason is None else "usable for rows of equal length"
+        report[f"attention {name}"] = usable if of_equal is None else f"not usable: {reason}"
     return report
 
 

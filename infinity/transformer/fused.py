@@ -150,7 +150,11 @@ class FusedBlocks:
         around: Surroundings,
         hear: Hear | None = None,
     ) -> Float[Tensor, "total width"]:
-        """The stream after ``layers``; ``x`` is left as it is."""
+        """The stream after ``layers``; ``x`` is left as it is.
+
+        Args:
+            hear: told of every branch, once the next one reads the stream.
+        """
         stream, waiting, done = x, None, None
         for step in (*product(layers, BRANCHES), None):
             # The stream is ours to overwrite as soon as one branch has been added to it.
@@ -171,7 +175,7 @@ class FusedBlocks:
         around: Surroundings,
         chosen: Chosen | None = None,
     ) -> Branch:
-        """What one branch of layer ``index`` makes of the stream.
+        """What one branch of layer ``index`` makes of the stream, its gate still to be applied.
 
         Args:
             chosen: the tokens of ``x`` that it computes; None: all of them.

@@ -238,7 +238,13 @@ class LayerRun:
 def _attention(q: Tensor, tokens: PackedTokens, kv: KeyValues, scale: float, name: str) -> Tensor:
     ragged = not (tokens.uniform and kv.uniform)
     request = AttentionRequest.on(
-        q.device, q.dtype, q.shape[-1], ragged=ragged, layout=kv.layout, queries=len(q)
+        q.device,
+        q.dtype,
+        q.shape[-1],
+        ragged=ragged,
+        layout=kv.layout,
+        queries=len(q),
+        keys=kv.max_seqlen,
     )
     return select(name, request)(
         q,

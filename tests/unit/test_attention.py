@@ -12,6 +12,7 @@ from torch import Tensor
 
 from infinity.errors import UserError
 from infinity.ops.attention import (
+    AttentionBackend,
     AttentionRequest,
     KeyValues,
     names,
@@ -20,7 +21,11 @@ from infinity.ops.attention import (
     select,
     support_table,
 )
-from infinity.ops.attention.base import FEW_QUERIES
+from infinity.ops.attention.base import FEW_KEYS, FEW_QUERIES
+from infinity.ops.attention.sdpa import SdpaAttention
+from infinity.ops.attention.triton import TritonAttention
+from infinity.tokens import pack_all
+from infinity.transformer import layer
 
 CPU = pytest.param("cpu", id="cpu")
 GPU = pytest.param("cuda", id="cuda", marks=pytest.mark.gpu)
@@ -232,31 +237,80 @@ def test_auto_takes_the_first_supported_and_says_once_what_it_passed_over(
     assert "missing (cannot be imported (ImportError: No module named 'nowhere'))" in message
 
 
+HOPPER = (9, 0)
+
+
 @pytest.mark.parametrize(
-    ("queries", "ragged", "device", "expected"),
+    ("queries", "keys", "ragged", "device", "capability", "expected"),
     [
-        (FEW_QUERIES, False, "cuda", "triton"),
-        (FEW_QUERIES + 1, False, "cuda", "sdpa"),
-        (None, False, "cuda", "sdpa"),
-        (1, True, "cuda", "torch_varlen"),
-        (1, False, "cpu", "sdpa"),
+        (FEW_QUERIES, FEW_KEYS, False, "cuda", HOPPER, "triton"),
+        (FEW_QUERIES + 1, 1, False, "cuda", HOPPER, "sdpa"),
+        (1, FEW_KEYS + 1, False, "cuda", HOPPER, "sdpa"),
+        (None, 1, False, "cuda", HOPPER, "sdpa"),
+        (1, 1, True, "cuda", HOPPER, "torch_varlen"),
+        (1, 1, False, "cuda", (8, 0), "sdpa"),
+        (1, 1, False, "cuda", (12, 0), "sdpa"),
+        (1, 1, False, "cpu", None, "sdpa"),
     ],
 )
 def test_few_queries_of_equal_rows_go_to_our_own_kernel(
     queries: int | None,
+    keys: int,
     ragged: bool,
     device: str,
+    capability: tuple[int, int] | None,
     expected: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cpu = torch.device("cpu")
     request = AttentionRequest.on(
-        cpu, torch.bfloat16, 128, ragged=ragged, layout="padded", queries=queries
+        torch.device("cpu"),
+        torch.bfloat16,
+        128,
+        ragged=ragged,
+        layout="padded",
+        queries=queries,
+        keys=keys,
     )
     served = ("triton", "torch_varlen", "sdpa")
     monkeypatch.setattr(registry, "_reason", lambda name, _: None if name in served else "absent")
-    chosen = select.__wrapped__("auto", replace(request, device_type=device, capability=(9, 0)))
-    assert chosen.name == expected
+    there = replace(request, device_type=device, capability=capability)
+    assert select.__wrapped__("auto", there).name == expected
+
+
+def test_a_layer_says_how_much_there_is_to_attend_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[AttentionRequest] = []
+
+    def heard(name: str, request: AttentionRequest) -> AttentionBackend:
+        asked.append(request)
+        return select("sdpa", request)
+
+    monkeypatch.setattr(layer, "select", heard)
+    for queries, keys in ((5, 9), (FEW_QUERIES + 1, 1), (1, FEW_KEYS + 1)):
+        problem = Problem.random([queries], [keys])
+        layer._attention(
+            torch.cat(problem.q),
+            pack_all(problem.q[0][None, :, 0]),
+            problem.key_values("padded"),
+            1.0,
+            "auto",
+        )
+    assert [request.few for request in asked] == [True, False, False]
+
+
+def test_our_own_kernel_takes_values_that_lie_otherwise_than_keys() -> None:
+    qkv = torch.randn(6, 3, 2, 16)
+    k, v = qkv[:, 1].contiguous()[None], qkv[:, 2][None]
+    kv = KeyValues(k, v, None, torch.tensor([6], dtype=torch.int32), 6, True)
+    words = {
+        "cu_seqlens_q": boundaries([6], "cpu"),
+        "max_seqlen_q": 6,
+        "uniform_q": True,
+        "scale": 1.0,
+    }
+    fast, exact = (
+        backend(qkv[:, 0], kv, **words) for backend in (TritonAttention(), SdpaAttention())
+    )
+    torch.testing.assert_close(fast, exact)
 
 
 def test_every_reason_reads_as_one_line() -> None:

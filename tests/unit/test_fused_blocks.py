@@ -21,7 +21,7 @@ from infinity.transformer import fused as fused_blocks
 from infinity.transformer.fused import FusedBlocks
 from infinity.transformer.fused_weights import Product
 from infinity.transformer.guidance import Guidance
-from stepvar_patch.policies import FastVARPolicy, StepVARPolicy
+from stepvar_patch.policies import FastVARPolicy, StepVARPolicy, ToMePolicy
 from tests.property.scripted import Scripted
 from tests.toy import toy_model, toy_run, toy_settings, toy_text
 from tests.unit.kernels.kernel_cases import CUDA, devices
@@ -37,6 +37,9 @@ POLICIES: dict[str, PruningPolicy | None] = {
     "one half": Scripted(plan={"rows": "cond", "guidance": 1.0}),
     "fastvar": FastVARPolicy(),
     "layer": StepVARPolicy(scope="layer"),
+    "branch": StepVARPolicy(scope="branch"),
+    "ragged branch": Scripted(counts=(40, 17), inside="branch"),
+    "merged": ToMePolicy(),
     "propagate": StepVARPolicy(kv_write="propagate"),
 }
 

@@ -15,7 +15,7 @@ TFLOP/s for 4096 queries on 10521 keys, two rows, H200) and ahead of the others 
 compilation and on every device; it serves all requests, so nothing comes after it."""
 
 FEW_ORDER = ("triton", "sdpa")
-"""Equal rows with few queries on Hopper and newer: cuDNN clears a counter before each call, which
+"""Equal rows with few queries on Hopper: cuDNN clears a counter before each call, which
 with the gaps around it takes 7 µs of an H200, where its kernel takes 13 µs (256 queries, 521 keys).
 """
 
@@ -81,7 +81,7 @@ def select(name: str, request: AttentionRequest) -> AttentionBackend:
         return backend
     order = DENSE_ORDER
     if request.device_type == "cuda":
-        hopper = request.capability is not None and request.capability >= (9, 0)
+        hopper = request.capability is not None and request.capability[0] == 9
         few = FEW_ORDER if hopper and request.few else DENSE_ORDER
         order = RAGGED_ORDER if request.ragged else few
     passed_over: list[str] = []

@@ -7,9 +7,12 @@ from infinity.ops.attention.base import AttentionRequest, KeyValues, flash_atten
 from infinity.ops.fused import support
 from infinity.ops.fused.attention import attention
 
+_WIDEST = 128
+"""Channels of a head: with more, keys and values outgrow shared memory on many cards."""
+
 
 class TritonAttention:
-    """The kernel of ``infinity/ops/fused/attention.py``."""
+    """The kernel of ``infinity/ops/fused/attention.py``; made for self-attention to the caches."""
 
     name = "triton"
 
@@ -18,6 +21,10 @@ class TritonAttention:
             return reason
         if support.triton is None:
             return "triton is not installed"
+        if "attention" in support.switched_off():
+            return "is switched off by STEPVAR_KERNELS_OFF"
+        if request.head_dim > _WIDEST:
+            return f"takes head dims up to {_WIDEST}, not {request.head_dim}"
         if request.ragged or request.layout != "padded":
             return "takes rows of equal length and padded keys"
         return None
@@ -32,4 +39,7 @@ class TritonAttention:
         uniform_q: bool,
         scale: float,
     ) -> Float[Tensor, "T H D"]:
-        return attention(q_THD.contiguous(), kv.k, kv.v, kv.max_seqlen, scale)
+        k, v = kv.k, kv.v
+        if k.stride() != v.stride() or k.stride(3) != 1 or k.stride(2) != k.shape[3]:
+            k, v = k.contiguous(), v.contiguous()
+        return attention(q_THD.contiguous(), k, v, kv.max_seqlen, scale)

@@ -45,11 +45,14 @@ def attention(
         k, v: with equal strides, heads contiguous in an entry.
         seen: entries of every row that are attended to, at least 1.
         scale: factor on the scores before the softmax.
+
+    Raises:
+        ValueError: keys and values that lie otherwise.
     """
-    if not usable(q, "attention"):
-        return reference(q, k, v, seen, scale)
     if k.stride() != v.stride() or k.stride(3) != 1 or k.stride(2) != k.shape[3]:
         raise ValueError("keys and values need equal strides and contiguous heads")
+    if not usable(q, "attention"):
+        return reference(q, k, v, seen, scale)
     total, heads, dim = q.shape
     per_row = total // len(k)
     out, block = torch.empty_like(q), max(16, power_of_two(dim))

@@ -17,8 +17,11 @@ from torch.nn import functional as F
 from infinity.ops.fused.support import kernel, power_of_two, triton, usable
 
 _TILE = 8192
-_THREAD = 64
+_PER_THREAD = 64
+"""Numbers of a tile that a thread of the moments' kernel reads."""
+
 _MOST_TILES, _PROGRAMS = 32, 2048
+"""Of a program; programs that there should be before one takes a further tile."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ def _tiling(pixels: int, channels: int) -> tuple[int, int, int, int]:
     """
     block = power_of_two(channels)
     warps = max(1, min(8, block // 256))
-    tile = max(1, min(_THREAD * 32 * warps // block, power_of_two(pixels)))
+    tile = max(1, min(_PER_THREAD * 32 * warps // block, power_of_two(pixels)))
     tiles = max(1, min(_MOST_TILES, pixels // (tile * _PROGRAMS)))
     return tile, tiles, -(-pixels // (tile * tiles)), warps
 

@@ -149,7 +149,12 @@ def residual_norm(
         chosen: which tokens of ``x`` are meant, for calls without a branch, whose first result
             then says nothing; None: all of them, ``T`` in number.
         heard: receives what ``branch`` adds, gate included, fp32.
+
+    Raises:
+        ValueError: ``chosen`` and a branch, whose tokens would not be those of ``x``.
     """
+    if chosen is not None and branch is not None:
+        raise ValueError("chosen tokens cannot have a branch added")
     if not usable(x, "residual_norm"):
         return reference(
             x,

@@ -70,12 +70,29 @@ def test_chosen_tokens_are_read_where_they_lie(
     assert torch.equal(fast, exact)
 
 
+def test_chosen_tokens_take_no_branch() -> None:
+    x = torch.zeros(4, 8)
+    with pytest.raises(ValueError, match="cannot have a branch"):
+        residual_norm.residual_norm(
+            x, RowsOf(2), None, Branch(x), chosen=residual_norm.Chosen(torch.arange(2), 2)
+        )
+
+
 @devices
 @pytest.mark.parametrize("gated", [False, True])
-def test_what_a_branch_adds_is_heard(device: str, gated: bool) -> None:
-    x, mods = draw(6, 64, device=device), draw(2, 6, 64, device=device)
-    y = draw(6, 64, device=device, dtype=DTYPE[device])
-    heard, rows = torch.full_like(x, float("nan")), RowsOf(3)
+@pytest.mark.parametrize("many", [1, 10**6])
+@pytest.mark.parametrize("counts", [(4, 4), (3, 5)])
+def test_what_a_branch_adds_is_heard(
+    device: str,
+    gated: bool,
+    many: int,
+    counts: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(residual_norm, "_MANY", many)
+    x, mods = draw(8, 64, device=device), draw(2, 6, 64, device=device)
+    y = draw(8, 64, device=device, dtype=DTYPE[device])
+    heard, rows = torch.full_like(x, float("nan")), rows_of(counts, device)
     branch = Branch(y, mods[:, 0] if gated else None)
     stream = residual_norm.residual_norm(x.clone(), rows, None, branch, heard=heard)[0]
     assert torch.equal(heard, branch.gated(rows))

@@ -10,7 +10,18 @@ from infinity.ops.fused import group_norm
 @devices
 @pytest.mark.parametrize(("h", "w"), [(3, 5), (16, 16), (40, 37)])
 @pytest.mark.parametrize(("channels", "groups"), [(32, 32), (64, 32), (96, 32), (48, 24)])
-def test_decoder_kernels(device: str, h: int, w: int, channels: int, groups: int) -> None:
+@pytest.mark.parametrize("programs", [4, group_norm._PROGRAMS])
+def test_decoder_kernels(
+    device: str,
+    h: int,
+    w: int,
+    channels: int,
+    groups: int,
+    programs: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With few programs each takes several tiles, as on large maps."""
+    monkeypatch.setattr(group_norm, "_PROGRAMS", programs)
     dtype = DTYPE[device]
     x, y = (draw(2, h * w, channels, device=device, dtype=dtype) for _ in range(2))
     x = x + 20
