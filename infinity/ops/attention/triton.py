@@ -5,7 +5,7 @@ from torch import Tensor
 
 from infinity.ops.attention.base import AttentionRequest, KeyValues, flash_attention_2
 from infinity.ops.fused import support
-from infinity.ops.fused.attention import attention
+from infinity.ops.fused.attention import attention, readable
 
 _WIDEST = 128
 """Channels of a head: with more, keys and values outgrow shared memory on many cards."""
@@ -40,6 +40,6 @@ class TritonAttention:
         scale: float,
     ) -> Float[Tensor, "T H D"]:
         k, v = kv.k, kv.v
-        if k.stride() != v.stride() or k.stride(3) != 1 or k.stride(2) != k.shape[3]:
+        if not readable(k, v):
             k, v = k.contiguous(), v.contiguous()
         return attention(q_THD.contiguous(), k, v, kv.max_seqlen, scale)

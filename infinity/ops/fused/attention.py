@@ -31,6 +31,11 @@ def reference(
     return out.transpose(1, 2).reshape(q.shape)
 
 
+def readable(k: Float[Tensor, "b span heads dim"], v: Float[Tensor, "b span heads dim"]) -> bool:
+    """Whether the kernel can read keys and values where they lie."""
+    return k.stride() == v.stride() and k.stride(3) == 1 and k.stride(2) == k.shape[3]
+
+
 def attention(
     q: Float[Tensor, "total heads dim"],
     k: Float[Tensor, "b span heads dim"],
@@ -42,14 +47,14 @@ def attention(
 
     Args:
         q: rows of equal length end to end, contiguous.
-        k, v: with equal strides, heads contiguous in an entry.
+        k, v: :func:`readable`, with equal strides and contiguous heads.
         seen: entries of every row that are attended to, at least 1.
         scale: factor on the scores before the softmax.
 
     Raises:
         ValueError: keys and values that lie otherwise.
     """
-    if k.stride() != v.stride() or k.stride(3) != 1 or k.stride(2) != k.shape[3]:
+    if not readable(k, v):
         raise ValueError("keys and values need equal strides and contiguous heads")
     if not usable(q, "attention"):
         return reference(q, k, v, seen, scale)
