@@ -15,8 +15,8 @@ TFLOP/s for 4096 queries on 10521 keys, two rows, H200) and ahead of the others 
 compilation and on every device; it serves all requests, so nothing comes after it."""
 
 FEW_ORDER = ("triton", "sdpa")
-"""Equal rows with few queries on Hopper: cuDNN clears a counter before each call, which
-with the gaps around it takes 7 µs of an H200, where its kernel takes 13 µs (256 queries, 521 keys).
+"""Equal rows with few queries on Hopper: cuDNN clears a counter before each call, which with the
+gaps around it takes 7 µs of an H200, where its kernel takes 13 µs (256 queries a row, 521 keys).
 """
 
 RAGGED_ORDER = ("flash_attn_4", "torch_varlen", "flash_attn", "xformers", "sdpa")
