@@ -58,6 +58,15 @@ def support_table(request: AttentionRequest) -> list[tuple[str, str | None]]:
     return [(name, _reason(name, request)) for name in _loaders]
 
 
+def _order(request: AttentionRequest) -> tuple[str, ...]:
+    if request.device_type != "cuda":
+        return DENSE_ORDER
+    if request.ragged:
+        return RAGGED_ORDER
+    hopper = request.capability is not None and request.capability[0] == 9
+    return FEW_ORDER if hopper and request.few else DENSE_ORDER
+
+
 @lru_cache(maxsize=256)
 def select(name: str, request: AttentionRequest) -> AttentionBackend:
     """The backend to use for calls like ``request``.
@@ -79,13 +88,8 @@ def select(name: str, request: AttentionRequest) -> AttentionBackend:
         backend = _load(name)
         assert not isinstance(backend, str)
         return backend
-    order = DENSE_ORDER
-    if request.device_type == "cuda":
-        hopper = request.capability is not None and request.capability[0] == 9
-        few = FEW_ORDER if hopper and request.few else DENSE_ORDER
-        order = RAGGED_ORDER if request.ragged else few
     passed_over: list[str] = []
-    for candidate in order:
+    for candidate in _order(request):
         backend, reason = _load(candidate), _reason(candidate, request)
         if reason is None and not isinstance(backend, str):
             if passed_over:
