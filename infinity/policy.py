@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from infinity.schedule import Grid, ScaleSchedule
@@ -45,6 +45,15 @@ class PolicyRequest:
     rows_live: bool = True
 
 
+Decide = Callable[[Int64[Tensor, " n"]], tuple[int, ...]]
+"""``few integers on the device → the same on the host``."""
+
+
+def wait_for(values: Int64[Tensor, " n"]) -> tuple[int, ...]:
+    """``values`` on the host, once the device has them."""
+    return tuple(values.tolist())
+
+
 @dataclass(frozen=True)
 class ScaleView:
     """Read-only state before a scale.
@@ -57,6 +66,8 @@ class ScaleView:
         rows: which guidance rows ``x`` holds.
         decode: latent ``(B, d, h, w)`` → image in [−1, 1]; for policies that look at early
             pictures.
+        decide: how a policy learns what the device has found, which takes a wait; see
+            :class:`PruningPolicy`.
     """
 
     latent: Float[Tensor, "images d hv wv"]
@@ -65,6 +76,7 @@ class ScaleView:
     grid: Grid
     rows: Rows
     decode: Callable[[Tensor], Tensor] | None = None
+    decide: Decide = wait_for
 
 
 @dataclass(frozen=True)
@@ -201,8 +213,11 @@ class PruningPolicy(Protocol):
     """A method that decides which tokens, rows and scales are worth computing: settings only.
 
     A policy whose class has ``replayable = True`` promises that what a call does on the host, with
-    all shapes, follows from the settings alone, and that its run is of no use to anyone after the
-    call: then a call may be recorded into CUDA graphs and replayed without asking it again.
+    all shapes, follows from the settings and from what :attr:`ScaleView.decide` told it alone, and
+    that its run is of no use to anyone after the call. Then calls may be recorded into CUDA graphs,
+    answer by answer, and replayed without asking the policy again; the fewer answers there are, the
+    sooner one comes back. A run that decides may be copied (``copy.copy``) at any scale: what it
+    remembers it replaces and never changes in place.
     """
 
     @property

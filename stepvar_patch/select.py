@@ -1,11 +1,12 @@
 """Scores to keep sets: how many tokens of a scale are computed, and which.
 
 A score is ``(rows, N)``, higher = keep. Rules that shape the choice (:func:`min_coverage`,
-:func:`split_quota`) turn scores into scores; :func:`top` and :func:`energy_share` end the chain.
-Nothing here waits for the device except :func:`energy_share`, whose counts depend on the data.
+:func:`split_quota`) turn scores into scores; :func:`top` and :func:`top_each` end the chain.
+Nothing here waits for the device.
 """
 
 import logging
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -59,27 +60,34 @@ def top(scores: Float[Tensor, "rows n"], count: int, grid: Grid | None = None) -
     return KeepSet.of_rows(chosen.indices, chosen.places)
 
 
-def energy_share(
-    scores: Float[Tensor, "rows n"], share: float, grid: Grid | None = None
+def top_each(
+    scores: Float[Tensor, "rows n"], counts: Sequence[int], grid: Grid | None = None
 ) -> KeepSet:
-    """The fewest highest scores that add up to ``share`` of the row's total: counts differ per row.
+    """As :func:`top`, with a count for every row."""
+    if len(set(counts)) == 1:
+        return top(scores, counts[0], grid)
+    rows = [top(scores[i : i + 1], count, grid) for i, count in enumerate(counts)]
+    return KeepSet(torch.cat([row.indices for row in rows]), tuple(counts))
+
+
+def energy_counts(
+    scores: Float[Tensor, "rows n"], share: float, grid: Grid | None = None
+) -> Int64[Tensor, " rows"]:
+    """How many of its highest scores a row needs to reach ``share`` of their sum, on the device.
 
     Args:
         scores: non-negative energies.
         share: in (0, 1].
         grid: of the scale; see :func:`top`.
 
-    Source: LD-Pruning's rule, spec pruning-methods §6; one device-to-host copy per call.
+    Source: LD-Pruning's rule, spec pruning-methods §6.
     """
     usable = _usable(scores, grid)
-    n = usable.shape[1]
-    order = usable.sort(dim=1, descending=True, stable=True).indices
     informative = (scores == usable).all(1, keepdim=True)
-    reached = torch.where(informative, usable, 1.0).double().gather(1, order).cumsum(1)
-    counts = ((reached < share * reached[:, -1:] * (1 - 1e-12)).sum(1) + 1).clamp(max=n)
-    places = torch.arange(n, device=order.device).expand_as(order)
-    kept = torch.empty_like(order).scatter_(1, order, places) < counts[:, None]
-    return KeepSet(kept.nonzero()[:, 1], tuple(counts.tolist()))
+    energies = torch.where(informative, usable, 1.0).double()
+    reached = energies.sort(dim=1, descending=True).values.cumsum(1)
+    counts = (reached < share * reached[:, -1:] * (1 - 1e-12)).sum(1) + 1
+    return counts.clamp(max=scores.shape[1])
 
 
 def min_coverage(scores: Float[Tensor, "rows n"], grid: Grid, cell: int) -> Float[Tensor, "rows n"]:

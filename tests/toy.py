@@ -9,7 +9,7 @@ from torch import Tensor
 
 from infinity.config import TransformerConfig
 from infinity.policy import DensePolicy, PruningPolicy
-from infinity.sampling.loop import ScaleEnd, generate_latents
+from infinity.sampling.loop import ScaleEnd, ScaleLoop
 from infinity.sampling.noise import NoiseSource, PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import Grid, ScaleSchedule, scale_schedule
@@ -92,7 +92,7 @@ def toy_run(
     schedule = schedule or scale_schedule(1.0, "0.06M")
     settings = settings or toy_settings(schedule)
     rows = model.with_unconditional(text) if settings.guided else text
-    return generate_latents(
+    return ScaleLoop(
         model,
         model.condition(rows),
         schedule,
@@ -105,7 +105,7 @@ def toy_run(
         on_scale_end=None if on_scale_end is None else on_scale_end.append,
         timer=timer,
         fused=fused,
-    )
+    ).finish()
 
 
 def remembered_calls(monkeypatch: pytest.MonkeyPatch) -> list[CallState]:

@@ -2,18 +2,19 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from typing import get_args
 
 import torch
 from torch import Tensor
 
 from infinity.config import EngineMode
-from infinity.engine.graphs import CallKey, KeptMemory, Prompts, Recording
+from infinity.engine.memory import KeptMemory
+from infinity.engine.prompts import Prompts
+from infinity.engine.recording import Begin, CallKey, OnScaleEnd, Recording
 from infinity.errors import UserError
 from infinity.ops.fused import why_not
 from infinity.policy import PruningPolicy
-from infinity.sampling.loop import ScaleEnd, generate_latents
+from infinity.sampling.loop import ScaleEnd, ScaleLoop
 from infinity.sampling.noise import NoiseSource, PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
@@ -115,7 +116,7 @@ class Engine:
         on_scale_end: Callable[[ScaleEnd], None] | None = None,
         timer: StageTimer = NO_TIMER,
     ) -> Tensor:
-        """Summed codes; arguments as of :func:`~infinity.sampling.loop.generate_latents`.
+        """Summed codes; arguments as of :class:`~infinity.sampling.loop.ScaleLoop`.
 
         Calls with ``forced_bits`` are never recorded.
 
@@ -123,19 +124,15 @@ class Engine:
             text: features of all rows, conditional half first.
         """
 
-        def generate(
+        def begin(
             prompts: Prompts | None,
             noise: NoiseSource,
-            around: Callable | None,
-            on_scale_end: Callable[[ScaleEnd], None] | None,
+            on_scale_end: OnScaleEnd | None,
             timer: StageTimer,
-        ) -> Tensor:
-            extra = {} if around is None else {"around": around}
-            with nullcontext() if around is None else around(-2):
-                conditioning = self._conditioning(text, prompts)
-            return generate_latents(
+        ) -> ScaleLoop:
+            return ScaleLoop(
                 self.model,
-                conditioning,
+                self._conditioning(text, prompts),
                 schedule,
                 settings,
                 noise,
@@ -149,7 +146,6 @@ class Engine:
                 timer=timer,
                 fused=self._fused,
                 memory=self._memory,
-                **extra,
             )
 
         replayable = getattr(policy, "replayable", False) and isinstance(noise, PerImageNoise)
@@ -171,11 +167,11 @@ class Engine:
                 listening=listening,
                 staged=staged,
             )
-            recording = self._recording(key, generate, text, noise, timer)
+            recording = self._recording(key, begin, text, noise, timer)
             if recording is not None:
                 return recording(text, noise, on_scale_end, timer)
         prompts = None if self.mode == "plain" else Prompts.of(text, self.model.device)
-        return generate(prompts, noise, None, on_scale_end, timer)
+        return begin(prompts, noise, on_scale_end, timer).finish()
 
     def _conditioning(self, text: TextFeatures, prompts: Prompts | None) -> TextConditioning:
         """What the blocks read of ``text``; recorded and eager calls compute it alike."""
@@ -196,7 +192,7 @@ class Engine:
     def _recording(
         self,
         key: CallKey,
-        generate: Callable,
+        begin: Begin,
         text: TextFeatures,
         noise: PerImageNoise,
         timer: StageTimer,
@@ -218,7 +214,7 @@ class Engine:
             self._pool = torch.cuda.graph_pool_handle()
         try:
             recording = Recording(
-                generate,
+                begin,
                 text,
                 noise,
                 timer,

@@ -1,14 +1,22 @@
 """The scale loop: from text conditioning to the summed latent (spec: infinity-transformer §7.2)."""
 
+import copy
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from infinity.policy import PolicyRequest, PolicyRun, PruningPolicy, ScalePlan, ScaleView
+from infinity.policy import (
+    Decide,
+    PolicyRequest,
+    PolicyRun,
+    PruningPolicy,
+    ScalePlan,
+    ScaleView,
+    wait_for,
+)
 from infinity.sampling.bits import Draw, draw_bits
 from infinity.sampling.echo import GuidanceEcho
 from infinity.sampling.noise import NoiseSource
@@ -27,10 +35,6 @@ from infinity.transformer.call_state import CacheMemory, CallState
 from infinity.transformer.fused import FusedBlocks
 from infinity.transformer.model import InfinityTransformer, TextConditioning
 from infinity.transformer.stack import BlockStack, StackOutput
-
-Around = Callable[[int], AbstractContextManager]
-"""``scale → context`` in which everything of that scale happens; −1 is what comes before the first.
-"""
 
 
 @dataclass(frozen=True)
@@ -55,125 +59,186 @@ class ScaleEnd:
     latent: Float[Tensor, "images d hv wv"]
 
 
-@torch.inference_mode()
-def generate_latents(
-    model: InfinityTransformer,
-    text: TextConditioning,
-    schedule: ScaleSchedule,
-    settings: SamplingSettings,
-    noise: NoiseSource,
-    policy: PruningPolicy,
-    *,
-    images: int,
-    gains: Float[Tensor, " k"] | None = None,
-    decode: Callable[[Tensor], Tensor] | None = None,
-    forced_bits: Sequence[Tensor] = (),
-    attention: str = "auto",
-    on_scale_end: Callable[[ScaleEnd], None] | None = None,
-    timer: StageTimer = NO_TIMER,
-    fused: FusedBlocks | None = None,
-    memory: CacheMemory | None = None,
-    around: Around = lambda si: nullcontext(),
-) -> Float[Tensor, "images d hv wv"]:
-    """Summed codes of all executed scales, ``(B, d, Hv, Wv)`` fp32.
+class ScaleLoop:
+    """One generation call, carried out a scale at a time.
+
+    Everything that a scale changes is replaced and never changed in place, but for the memory of
+    the caches: so a loop can be forked between two scales, and of its forks each can go on as long
+    as no other has gone on since.
 
     Args:
         text: B rows, or 2B (conditional first) when ``settings.guided``.
+        images: B.
         gains: code amplitude per scale of tokenizers that have them.
         decode: given to policies that look at early pictures.
         forced_bits: tokenizer-layout bits ``(B, Hv_s, Wv_s, d)`` that replace the sampled ones at
             the first scales.
+        on_scale_end: called after every executed scale.
         timer: hears the end of every stage.
         fused: the blocks in fused form; None runs them as ``block.py`` reads.
         memory: where the caches of fused blocks live.
-        around: entered for every scale; nothing is computed outside.
 
-    Raises:
-        ValueError: a plan that contradicts itself or the settings.
+    Attributes:
+        si: the scale that comes next.
+        latent: summed codes so far, ``(B, d, Hv, Wv)`` fp32.
+        ended: whether no scale comes next.
     """
-    patchify = model.config.patchify
-    latent_grids = schedule.latent_grids(patchify)
-    request = PolicyRequest(
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        model: InfinityTransformer,
+        text: TextConditioning,
+        schedule: ScaleSchedule,
+        settings: SamplingSettings,
+        noise: NoiseSource,
+        policy: PruningPolicy,
+        *,
+        images: int,
+        gains: Float[Tensor, " k"] | None = None,
+        decode: Callable[[Tensor], Tensor] | None = None,
+        forced_bits: Sequence[Tensor] = (),
+        attention: str = "auto",
+        on_scale_end: Callable[[ScaleEnd], None] | None = None,
+        timer: StageTimer = NO_TIMER,
+        fused: FusedBlocks | None = None,
+        memory: CacheMemory | None = None,
+    ) -> None:
+        self.model, self.schedule, self.settings, self.noise = model, schedule, settings, noise
+        self.gains, self.decode, self.forced_bits = gains, decode, forced_bits
+        self.on_scale_end, self.decide = on_scale_end, wait_for
+        self.latent_grids = schedule.latent_grids(model.config.patchify)
+        self.run = policy.start(_request(model, text, schedule, settings, images))
+        self.call = CallState(
+            model,
+            text,
+            schedule,
+            images=images,
+            guidance=settings.guidance,
+            cached_tokens=self.run.cached_tokens,
+            attention=attention,
+            timer=timer,
+            fused=fused,
+            memory=memory,
+        )
+        self.latent: Float[Tensor, "images d hv wv"] = torch.zeros(
+            images, model.config.codebook_dim, *self.latent_grids[-1], device=model.device
+        )
+        self.codes: Tensor | None = None
+        self.echo = GuidanceEcho()
+        self.si, self.ended = 0, False
+        timer.mark("conditioning")
+
+    def fork(
+        self,
+        *,
+        decide: Decide,
+        on_scale_end: Callable[[ScaleEnd], None] | None,
+        timer: StageTimer,
+    ) -> "ScaleLoop":
+        """Another loop at the same point of the call, with its own answers and listeners."""
+        other = copy.copy(self)
+        other.run, other.echo = copy.copy(self.run), copy.copy(self.echo)
+        other.call = self.call.fork(timer)
+        other.decide, other.on_scale_end = decide, on_scale_end
+        return other
+
+    def finish(self) -> Float[Tensor, "images d hv wv"]:
+        """Summed codes of all executed scales, fp32.
+
+        Raises:
+            ValueError: a plan that contradicts itself or the settings.
+        """
+        while not self.ended:
+            self.advance()
+        return self.latent
+
+    @torch.inference_mode()
+    def advance(self) -> None:
+        """Carries out the next scale.
+
+        Raises:
+            ValueError: a plan that contradicts itself or the settings.
+        """
+        si, call, run, timer, settings = (
+            self.si,
+            self.call,
+            self.run,
+            self.call.timer,
+            self.settings,
+        )
+        grid, config = self.schedule.grids[si], self.model.config
+        if call.rows == "both" and not settings.guided_from(si):
+            call.keep_half("cond")
+        timer.mark("pack", si)
+        x = _embed(call, self.latent, si, self.latent_grids)
+        view = ScaleView(self.latent, self.codes, x, grid, call.rows, self.decode, self.decide)
+        timer.mark("next_input", si)
+        plan = run.plan_scale(si, view)
+        timer.mark("select", si)
+        draws = self.noise.exponential(si, grid[0] * grid[1] * config.token_bits)
+        timer.mark("sampling", si)
+        self.si = si + 1
+        self.ended = self.si == len(self.schedule) or (plan.run and plan.stop_after)
+        if not plan.run:
+            return
+        if plan.rows not in ("both", call.rows):
+            call.keep_half(plan.rows)
+            x = call.active(x)
+        scale = settings.guidance_scale[si] if plan.guidance is None else plan.guidance
+        out = BlockStack(call).run(si, x, plan, run, scale, self.ended)
+        if out.rows == "both":
+            self.echo.hear(out.tokens, grid)
+        elif plan.guidance_echo:
+            out = replace(out, tokens=self.echo.added(out.tokens, grid, plan.guidance_echo))
+        raw = _logits(call, out, settings, scale, run, si)
+        timer.mark("head", si)
+        guided = scale if _combines(out, settings, scale) else None
+        how = Draw(settings.temperature[si], guided, settings.top_k, settings.top_p)
+        bits, logits = _sample(raw, draws, how, plan, grid)
+        timer.mark("sampling", si)
+        codes = self._codes(si, bits, plan, view)
+        self.codes, self.latent = codes, self.latent + resize(codes, self.latent_grids[-1])
+        timer.mark("next_input", si)
+        if "codes" in run.events:
+            run.after("codes", si, -1, None, self.latent)
+        if self.on_scale_end is not None:
+            self.on_scale_end(ScaleEnd(si, grid, logits, bits, codes, self.latent))
+
+    def _codes(
+        self, si: int, bits: Tensor, plan: ScalePlan, view: ScaleView
+    ) -> Float[Tensor, "images d hk wk"]:
+        """What the bits of scale ``si`` stand for, or the bits that it is forced to have."""
+        gain, config, grid = gain_of(self.gains, si), self.model.config, self.latent_grids[si]
+        if si < len(self.forced_bits):
+            return codes_from_bits(self.forced_bits[si], gain)
+        if plan.restore_codes is None or plan.keep is None:
+            return codes_from_bits(tokens_to_bits(bits, grid, config.patchify), gain)
+        amplitude = config.codebook_dim**-0.5 if gain is None else gain
+        dense = plan.restore_codes((bits.float() * 2 - 1) * amplitude, plan.keep, view)
+        self.call.timer.mark("restore", si)
+        return tokens_to_bits(dense, grid, config.patchify).movedim(-1, 1)
+
+
+def _request(
+    model: InfinityTransformer,
+    text: TextConditioning,
+    schedule: ScaleSchedule,
+    settings: SamplingSettings,
+    images: int,
+) -> PolicyRequest:
+    return PolicyRequest(
         schedule=schedule,
         images=images,
         guidance_rows=len(text.lengths) // images,
         layers=model.config.depth,
         width=model.config.width,
         heads=model.config.heads,
-        patchify=patchify,
+        patchify=model.config.patchify,
         device_type=model.device.type,
         guided=tuple(settings.guided_from(si) for si in range(len(schedule))),
         rows_live=settings.guidance.logits,
     )
-    with around(-1):
-        run = policy.start(request)
-        call = CallState(
-            model,
-            text,
-            schedule,
-            images=images,
-            guidance=settings.guidance,
-            cached_tokens=run.cached_tokens,
-            attention=attention,
-            timer=timer,
-            fused=fused,
-            memory=memory,
-        )
-        latent = torch.zeros(
-            images, model.config.codebook_dim, *latent_grids[-1], device=model.device
-        )
-    stack, codes, echo = BlockStack(call), None, GuidanceEcho()
-    timer.mark("conditioning")
-    for si, grid in enumerate(schedule.grids):
-        with around(si):
-            if call.rows == "both" and not settings.guided_from(si):
-                call.keep_half("cond")
-            timer.mark("pack", si)
-            x = _embed(call, latent, si, latent_grids)
-            view = ScaleView(latent, codes, x, grid, call.rows, decode)
-            timer.mark("next_input", si)
-            plan = run.plan_scale(si, view)
-            timer.mark("select", si)
-            draws = noise.exponential(si, grid[0] * grid[1] * model.config.token_bits)
-            timer.mark("sampling", si)
-            if not plan.run:
-                continue
-            if plan.rows not in ("both", call.rows):
-                call.keep_half(plan.rows)
-                x = call.active(x)
-            scale = settings.guidance_scale[si] if plan.guidance is None else plan.guidance
-            last = si + 1 == len(schedule) or plan.stop_after
-            out = stack.run(si, x, plan, run, scale, last)
-            if out.rows == "both":
-                echo.hear(out.tokens, grid)
-            elif plan.guidance_echo:
-                out = replace(out, tokens=echo.added(out.tokens, grid, plan.guidance_echo))
-            raw = _logits(call, out, settings, scale, run, si)
-            timer.mark("head", si)
-            guided = scale if _combines(out, settings, scale) else None
-            how = Draw(settings.temperature[si], guided, settings.top_k, settings.top_p)
-            bits, logits = _sample(raw, draws, how, plan, grid)
-            timer.mark("sampling", si)
-            gain = gain_of(gains, si)
-            if si < len(forced_bits):
-                codes = codes_from_bits(forced_bits[si], gain)
-            elif plan.restore_codes is not None and plan.keep is not None:
-                amplitude = model.config.codebook_dim**-0.5 if gain is None else gain
-                kept_codes = (bits.float() * 2 - 1) * amplitude
-                dense = plan.restore_codes(kept_codes, plan.keep, view)
-                codes = tokens_to_bits(dense, latent_grids[si], patchify).movedim(-1, 1)
-                timer.mark("restore", si)
-            else:
-                codes = codes_from_bits(tokens_to_bits(bits, latent_grids[si], patchify), gain)
-            latent = latent + resize(codes, latent_grids[-1])
-            timer.mark("next_input", si)
-            if "codes" in run.events:
-                run.after("codes", si, -1, None, latent)
-            if on_scale_end is not None:
-                on_scale_end(ScaleEnd(si, grid, logits, bits, codes, latent))
-            if plan.stop_after:
-                break
-    return latent
 
 
 def _embed(call: CallState, latent: Tensor, si: int, latent_grids: tuple[Grid, ...]) -> Tensor:

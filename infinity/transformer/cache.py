@@ -171,6 +171,18 @@ def stacked_caches(
     ]
 
 
+def forked_caches(caches: list[LayerCache]) -> list[LayerCache]:
+    """Other caches of one call, filled as far as ``caches`` are, in the same memory."""
+    known: dict[tuple[int, ...], Tensor] = {}
+    for cache in caches:
+        known.update(cache._known)
+    forked = []
+    for cache in caches:
+        forked.append(LayerCache(cache.k, cache.v, cache.capacity, known))
+        forked[-1].lengths = cache.lengths
+    return forked
+
+
 def _on_device(lengths: tuple[int, ...], device: torch.device) -> Int32[Tensor, " rows"]:
     """``lengths`` as a tensor; equal ones need no copy from the host."""
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():

@@ -4,6 +4,7 @@ keys and values, and their text.
 Shape legend: B images, b rows (conditional half first), T packed total, H heads, K head dim.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
@@ -19,7 +20,7 @@ from infinity.schedule import ScaleSchedule
 from infinity.timing import NO_TIMER, StageTimer
 from infinity.tokens import PackedTokens
 from infinity.transformer.block import Block
-from infinity.transformer.cache import LayerCache, stacked_caches
+from infinity.transformer.cache import LayerCache, forked_caches, stacked_caches
 from infinity.transformer.fused import FusedBlocks, FusedText
 from infinity.transformer.guidance import Guidance
 from infinity.transformer.layout import TokenLayout
@@ -117,6 +118,13 @@ class CallState:
                 piece = memory(name, shape, fused.dtype)
                 caches += stacked_caches(layers, rows, capacity, tail, piece)
         return caches
+
+    def fork(self, timer: StageTimer) -> "CallState":
+        """Another state of the same call, which goes on by itself in the same memory."""
+        other = copy.copy(self)
+        other.timer, other.text_kv = timer, list(self.text_kv)
+        other.caches = forked_caches(self.caches)
+        return other
 
     def keep_half(self, rows: Rows) -> None:
         """Continues with one guidance half only.

@@ -5,10 +5,11 @@ Shape legend: B images, N positions of a scale, T kept tokens of all images, D b
 
 import logging
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from annotated_types import Ge, Gt, Le, Lt
+from jaxtyping import Float
 from torch import Tensor
 
 from infinity.errors import UserError
@@ -20,12 +21,11 @@ from infinity.policy import (
     ScalePlan,
     ScaleView,
 )
-from infinity.tokens import KeepSet
 from stepvar_patch.cost import ScaleLoad
 from stepvar_patch.policies.ruled import RuledRun
 from stepvar_patch.rules import ScaleRule, Scales
 from stepvar_patch.scores.haar_energy import haar_energy
-from stepvar_patch.select import energy_share, top
+from stepvar_patch.select import energy_counts, top_each
 from stepvar_patch.upsample import code_base
 
 logger = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ class LDPruningPolicy:
     Attributes:
         scales: rule per scale; ``keep_ratio`` caps the kept share, 1 (published) is no cap.
         energy_share: ρ, share of the energy that the kept tokens hold; 1 keeps everything.
+        rungs: kept counts are rounded up to so many parts of the scale's tokens, 16 to sixteenths,
+            so that pictures share recorded calls on a GPU; 0 (published) keeps exactly what the
+            energy asks for.
         base_gain: amplitude of the previous codes repeated at pruned positions; published: 1, and
             0 leaves the latent unchanged there.
         branch_stop: δ; the unconditional rows end once the relative change of the guidance distance
@@ -51,11 +54,13 @@ class LDPruningPolicy:
     root mean square per logit, which does not grow with the scale.
     """
 
+    replayable: ClassVar[bool] = True
     kind: Literal["ldpruning"] = "ldpruning"
     scales: Scales = field(
         default_factory=lambda: {"-3": ScaleRule(), "-2": ScaleRule(), "-1": ScaleRule()}
     )
     energy_share: Annotated[float, Gt(0), Le(1)] = 0.5
+    rungs: Annotated[int, Ge(0)] = 0
     base_gain: Annotated[float, Ge(0), Le(1)] = 1.0
     branch_stop: Annotated[float, Ge(0)] = 0.15
     first_stop_scale: Annotated[int, Lt(0)] = -4
@@ -99,6 +104,7 @@ class LDPruningRun(RuledRun):
                 f"{len(request.schedule)}-scale schedule: {1 - len(request.schedule)} … -1"
             )
         self.distance: Tensor | None = None
+        self.settled: Tensor | None = None
         self.stopped = False
         self.counts: tuple[int, ...] = ()
 
@@ -121,33 +127,41 @@ class LDPruningRun(RuledRun):
         return replace(super().load(si), head_on_kept=si in self.pruned)
 
     def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
+        rule, scores = self.rule(si), self._scores(si, view)
+        counts = self._learn(si, view, scores)
         listening = self.stopping and not self.stopped and si >= self.stop_from - 1
         self.events = frozenset[Event]({"logits"} if listening else ())
-        rule = self.rule(si)
         if self.stopped and rule.rows == "both":
             rule = replace(rule, rows="cond")
-        keep = self._select(si, view) if si in self.rules and rule.run else None
-        if keep is None:
+        if scores is None:
             self.counts = (view.grid[0] * view.grid[1],) * self.request.images
             return self.plan(si, rule)
-        self.counts = keep.counts
+        self.counts = counts
+        keep = top_each(scores, counts, view.grid)
         return self.plan(si, rule, keep=keep, restore_codes=code_base(self.policy.base_gain))
 
-    def _select(self, si: int, view: ScaleView) -> KeepSet | None:
-        if self.policy.energy_share == 1 and si not in self.pruned:
+    def _scores(self, si: int, view: ScaleView) -> Float[Tensor, "images n"] | None:
+        """What chooses the tokens of scale ``si``; None if it computes all or none."""
+        chooses = si in self.pruned or (si in self.rules and self.policy.energy_share < 1)
+        if not chooses or not self.rule(si).run:
             return None
         assert view.codes is not None
-        scores = haar_energy(view.codes, view.grid)
-        keep = energy_share(scores, self.policy.energy_share, view.grid)
-        cap = self.kept(si)
-        if max(keep.counts) <= cap:
-            return keep
-        capped = top(scores, cap, view.grid)
-        rows = [
-            (keep if count <= cap else capped).rows(i, i + 1) for i, count in enumerate(keep.counts)
-        ]
-        counts = tuple(row.counts[0] for row in rows)
-        return KeepSet(torch.cat([row.indices for row in rows]), counts)
+        return haar_energy(view.codes, view.grid)
+
+    def _learn(self, si: int, view: ScaleView, scores: Tensor | None) -> tuple[int, ...]:
+        """Kept tokens per image, and on the way whether guidance has settled: one wait for both."""
+        asked = [] if self.settled is None else [self.settled]
+        if scores is not None:
+            counts = energy_counts(scores, self.policy.energy_share, view.grid)
+            if self.policy.rungs:
+                step = -(-scores.shape[1] // self.policy.rungs)
+                counts = (counts + step - 1) // step * step
+            asked.append(counts.clamp(max=self.kept(si)))
+        answers = view.decide(torch.cat(asked)) if asked else ()
+        if self.settled is not None:
+            self.stopped, self.settled = bool(answers[0]), None
+            answers = answers[1:]
+        return answers
 
     def after(self, event: Event, si: int, layer: int, branch: Branch | None, data: Any) -> None:
         """Compares the guidance distance of this scale with the one before."""
@@ -164,5 +178,5 @@ class LDPruningRun(RuledRun):
         distance = torch.stack([part.mean().sqrt() for part in squares])
         if self.distance is not None and si >= self.stop_from:
             change = (distance - self.distance).abs() / (self.distance + 1e-6)
-            self.stopped = bool((change < self.policy.branch_stop).all())
+            self.settled = (change < self.policy.branch_stop).all().long().view(1)
         self.distance = distance

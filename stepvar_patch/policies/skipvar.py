@@ -5,11 +5,11 @@ Shape legend: B images, N positions of a scale, D bits per token.
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from annotated_types import Gt, Le, Lt, MinLen
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from infinity.errors import UserError
@@ -39,12 +39,17 @@ class LogisticFit:
     weights: Annotated[tuple[tuple[float, float], ...], MinLen(1)]
     bias: Annotated[tuple[float, ...], MinLen(1)]
 
-    def choose(self, features: Float[Tensor, "b 2"]) -> list[int]:
-        """The likeliest class per image; ties go to the smaller saving."""
-        rows = features.double().cpu()
-        standard = (rows - rows.new_tensor(self.mean)) / rows.new_tensor(self.scale)
-        scores = standard @ rows.new_tensor(self.weights).T + rows.new_tensor(self.bias)
-        return [int(best) for best in scores.argmax(dim=1)]
+    def choose(self, features: Float[Tensor, "b 2"]) -> Int64[Tensor, " b"]:
+        """The likeliest class per image, on the device; ties go to the smaller saving."""
+        standard = [
+            (column.double() - mean) / scale
+            for column, mean, scale in zip(features.unbind(1), self.mean, self.scale, strict=True)
+        ]
+        scores = []
+        for row, bias in zip(self.weights, self.bias, strict=True):
+            terms = [weight * column for weight, column in zip(row, standard, strict=True)]
+            scores.append(sum(terms, start=torch.full_like(terms[0], bias)))
+        return torch.stack(scores, dim=1).argmax(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +89,7 @@ class SkipVARPolicy:
     Source: SkipVAR (arXiv 2506.08908), spec pruning-methods §4.
     """
 
+    replayable: ClassVar[bool] = True
     kind: Literal["skipvar"] = "skipvar"
     scales: Scales = field(
         default_factory=lambda: {
@@ -94,11 +100,6 @@ class SkipVARPolicy:
         }
     )
     decision: SkipDecision | None = None
-
-    @property
-    def replayable(self) -> bool:
-        """Whether a call may be recorded: the decision is taken on the host."""
-        return self.decision is None
 
     @property
     def name(self) -> str:
@@ -202,8 +203,9 @@ class SkipVARRun(RuledRun):
         )
         older, newer = (view.decode(resize(z, grid)) for z in (self.older, view.latent))
         features = preview_features(older, newer)
-        self.dropped = tuple(self.decision.drop.choose(features))
-        self.unguided = tuple(self.decision.rows.choose(features))
+        classes = [fit.choose(features) for fit in (self.decision.drop, self.decision.rows)]
+        chosen, images = view.decide(torch.cat(classes)), self.request.images
+        self.dropped, self.unguided = chosen[:images], chosen[images:]
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ def preview_features(
 
 def sobel_magnitude(grey: Float[Tensor, "b h w"]) -> Float[Tensor, "b h w"]:
     """Gradient magnitude by 3×3 Sobel filters; the border line is repeated."""
-    smooth, slope = grey.new_tensor([1.0, 2.0, 1.0]), grey.new_tensor([-1.0, 0.0, 1.0])
+    slope = torch.arange(-1, 2, dtype=grey.dtype, device=grey.device)
+    smooth = 2 - slope.abs()
     kernels = torch.stack([smooth[:, None] * slope, slope[:, None] * smooth])[:, None]
     slopes = F.conv2d(F.pad(grey[:, None], (1, 1, 1, 1), mode="replicate"), kernels)
     return slopes.square().sum(dim=1).sqrt()

@@ -14,7 +14,7 @@ from torch import Tensor
 from infinity.config import TransformerConfig
 from infinity.policy import DensePolicy
 from infinity.sampling.bits import sample_bits, truncate
-from infinity.sampling.loop import ScaleEnd, generate_latents
+from infinity.sampling.loop import ScaleEnd, ScaleLoop
 from infinity.sampling.noise import GeneratorNoise, PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule, scale_schedule
@@ -117,7 +117,7 @@ def test_generation_matches_the_original(case: str, recorded_noise: bool) -> Non
         )
         if not torch.equal(probe.reshape(-1, 2), recorded[0]):
             pytest.skip("this PyTorch build draws another exponential stream than the recording's")
-    latent = generate_latents(
+    latent = ScaleLoop(
         model,
         text,
         schedule,
@@ -126,7 +126,7 @@ def test_generation_matches_the_original(case: str, recorded_noise: bool) -> Non
         DensePolicy(),
         images=images,
         on_scale_end=scales.append,
-    )
+    ).finish()
 
     compared = 0
     for si, scale in enumerate(scales):
@@ -177,7 +177,7 @@ def forced_logits(
         top_p=0.0,
         guidance=Guidance(frozenset(), True),
     )
-    generate_latents(
+    ScaleLoop(
         model,
         model.condition(text),
         schedule,
@@ -187,7 +187,7 @@ def forced_logits(
         images=2,
         forced_bits=forced,
         on_scale_end=scales.append,
-    )
+    ).finish()
     width = model.config.token_bits * 2
     return torch.cat([s.logits.view(2, -1, width) for s in scales], dim=1).cpu()
 

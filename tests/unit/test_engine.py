@@ -1,7 +1,8 @@
 """How calls are carried out: the choice of an engine, and recorded calls against eager ones."""
 
 import logging
-from typing import Any, get_args
+from dataclasses import dataclass
+from typing import Any, ClassVar, get_args
 
 import pytest
 import torch
@@ -9,14 +10,23 @@ from torch import Tensor
 
 from infinity.config import Resolution
 from infinity.engine import Engine
-from infinity.engine.graphs import Prompts
+from infinity.engine.prompts import Prompts
 from infinity.errors import UserError
-from infinity.policy import DensePolicy, PruningPolicy
+from infinity.policy import (
+    DensePolicy,
+    DenseRun,
+    PolicyRequest,
+    PolicyRun,
+    PruningPolicy,
+    ScalePlan,
+    ScaleView,
+)
 from infinity.sampling.loop import ScaleEnd
 from infinity.sampling.noise import PerImageNoise
 from infinity.schedule import TEMPLATES, scale_schedule
 from infinity.transformer.call_state import _rope_on
 from infinity.transformer.fused import text_room
+from infinity.transformer.model import InfinityTransformer
 from stepvar_patch.policies import (
     FastVARPolicy,
     LDPruningPolicy,
@@ -60,18 +70,16 @@ def test_a_rotary_table_stays_where_a_recorded_call_reads_it() -> None:
 
 
 def test_only_policies_that_promise_it_are_replayed() -> None:
-    fit = LogisticFit(mean=(0, 0), scale=(1, 1), weights=((0, 0),), bias=(0,))
-    adaptive = SkipVARPolicy(decision=SkipDecision(drop=fit, rows=fit))
     always = [
         DensePolicy(),
         StepVARPolicy(),
         FastVARPolicy(),
         SparseVARPolicy(),
         SkipVARPolicy(),
+        LDPruningPolicy(),
     ]
-    never = [OraclePolicy(), LDPruningPolicy(), adaptive, Scripted()]
     assert all(getattr(policy, "replayable", False) for policy in always)
-    assert not any(getattr(policy, "replayable", False) for policy in never)
+    assert not any(getattr(policy, "replayable", False) for policy in (OraclePolicy(), Scripted()))
 
 
 def test_prompts_of_similar_length_share_a_recording() -> None:
@@ -98,17 +106,22 @@ def test_prompts_in_rounded_memory_condition_the_blocks_alike() -> None:
 
 
 def call(
-    engine: Engine, seeds: tuple[int, ...], policy: PruningPolicy, ends: list[ScaleEnd] | None
+    engine: Engine,
+    seeds: tuple[int, ...],
+    policy: PruningPolicy,
+    ends: list[ScaleEnd] | None = None,
 ) -> Tensor:
     model, schedule = engine.model, scale_schedule(1.0, "0.06M")
-    text = model.with_unconditional(toy_text(model, (3, 5), seed=seeds[0]))
+    lengths = (3, 5)[: len(seeds)]
+    text = model.with_unconditional(toy_text(model, lengths, seed=seeds[0]))
     return engine.latents(
         text,
         schedule,
         toy_settings(schedule),
         PerImageNoise(seeds, model.device),
         policy,
-        images=2,
+        images=len(seeds),
+        decode=lambda latent: latent[:, :3].tanh(),
         on_scale_end=None if ends is None else ends.append,
     )
 
@@ -154,13 +167,86 @@ def test_keeping_everything_is_dense_bit_for_bit_with_graphs() -> None:
         assert torch.equal(dense, kept)
 
 
+@pytest.fixture
+def bf16_model() -> InfinityTransformer:
+    return toy_model().requires_grad_(False).set_compute_dtype(torch.bfloat16).to("cuda")
+
+
+def deciding(name: str) -> PruningPolicy:
+    fits = [
+        LogisticFit(mean=(0, 0), scale=(1, 1), weights=((0, 0), (1, 0)), bias=(threshold, 0))
+        for threshold in (0.35, 0.3)
+    ]
+    return {
+        "ldpruning": LDPruningPolicy(branch_stop=0.3),
+        "ldpruning-rungs": LDPruningPolicy(branch_stop=0.3, rungs=4),
+        "skipvar": SkipVARPolicy(scales={}, decision=SkipDecision(drop=fits[0], rows=fits[1])),
+    }[name]
+
+
 @pytest.mark.gpu
-def test_calls_that_wait_for_the_device_are_left_unrecorded() -> None:
-    model = toy_model().requires_grad_(False).set_compute_dtype(torch.bfloat16).to("cuda")
-    engine = Engine(model, mode="graphs")
-    for seed in range(3):
-        assert call(engine, (seed, 7), LDPruningPolicy(), None).isfinite().all()
+@pytest.mark.parametrize("listening", [False, True])
+@pytest.mark.parametrize("images", [1, 2])
+@pytest.mark.parametrize("name", ["ldpruning", "ldpruning-rungs", "skipvar"])
+def test_recorded_decisions_are_eager_ones_bit_for_bit(
+    name: str, images: int, listening: bool, bf16_model: InfinityTransformer
+) -> None:
+    eager, graphs = Engine(bf16_model, mode="eager"), Engine(bf16_model, mode="graphs")
+    for seed in (0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 4):
+        seen: list[list[ScaleEnd]] = [[], []]
+        latents = [
+            call(engine, (seed, seed + 9)[:images], deciding(name), heard if listening else None)
+            for engine, heard in zip((eager, graphs), seen, strict=True)
+        ]
+        assert torch.equal(*latents)
+        for a, b in zip(*seen, strict=True):
+            assert a.scale == b.scale
+            assert torch.equal(a.logits, b.logits)
+            assert torch.equal(a.latent, b.latent)
+    (_, recording), *others = graphs._recordings
+    assert not others
+    assert recording._stretches > 1 or images > 1
+
+
+@pytest.mark.gpu
+def test_a_recording_grows_no_further_than_it_may(
+    monkeypatch: pytest.MonkeyPatch, bf16_model: InfinityTransformer
+) -> None:
+    monkeypatch.setattr("infinity.engine.recording._MOST_STRETCHES", 2)
+    eager, graphs = Engine(bf16_model, mode="eager"), Engine(bf16_model, mode="graphs")
+    policy = LDPruningPolicy(branch_stop=0)
+    for seed in (0, 1, 2) * 3:
+        assert torch.equal(call(eager, (seed,), policy), call(graphs, (seed,), policy))
+    assert graphs._recordings[0][1]._stretches == 2
+
+
+@dataclass(frozen=True)
+class Breaking:
+    """Promises what it does not keep: looks at the device behind the recorder's back."""
+
+    replayable: ClassVar[bool] = True
+    name: str = "breaking"
+
+    def start(self, request: PolicyRequest) -> PolicyRun:
+        return _BreakingRun(request)
+
+
+class _BreakingRun(DenseRun):
+    def plan_scale(self, si: int, view: ScaleView) -> ScalePlan:
+        assert view.latent.sum().item() is not None
+        return super().plan_scale(si, view)
+
+
+@pytest.mark.gpu
+def test_calls_that_wait_for_the_device_are_left_unrecorded(
+    bf16_model: InfinityTransformer, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = Engine(bf16_model, mode="graphs")
+    with caplog.at_level(logging.WARNING, "infinity.engine.engine"):
+        latents = [call(engine, (1, 7), Breaking()) for _ in range(3)]
+    assert torch.equal(latents[0], latents[2])
     assert not engine._recordings
+    assert "breaking" in caplog.text
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ from infinity.config import PRESETS, ModelConfig, Resolution
 from infinity.memory import batch_that_fits, memory_need
 from infinity.picture import picture_schedule
 from infinity.policy import DensePolicy
-from infinity.sampling.loop import generate_latents
+from infinity.sampling.loop import ScaleLoop
 from infinity.sampling.noise import PerImageNoise
 from infinity.sampling.settings import resolve_settings
 from infinity.text.base import TextFeatures
@@ -69,7 +69,7 @@ def test_scales_need_what_is_predicted(
     with torch.inference_mode(), Follow() as follow:
         text = model.with_unconditional(rows)
         noise = PerImageNoise(tuple(range(images)), torch.device("cpu"))
-        generate_latents(
+        ScaleLoop(
             model,
             model.condition(text),
             schedule,
@@ -78,7 +78,7 @@ def test_scales_need_what_is_predicted(
             DensePolicy(),
             images=images,
             attention="sdpa",
-        )
+        ).finish()
     need = memory_need(config, schedule, images=images, guided=True, dtype=dtype)
     assert (need.cache + need.work) / follow.peak == pytest.approx(1, abs=0.1)
 

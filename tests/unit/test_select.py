@@ -9,12 +9,13 @@ import torch
 from stepvar_patch import select
 from stepvar_patch.select import (
     cells,
-    energy_share,
+    energy_counts,
     lattice_score,
     min_coverage,
     ranks,
     split_quota,
     top,
+    top_each,
 )
 from stepvar_patch.upsample import nearest_source
 from tests.toy import lattice
@@ -88,17 +89,28 @@ def test_nan_gives_a_lattice_and_one_warning(
     assert len(caplog.records) == 1
 
 
-def test_energy_share_takes_the_shortest_sufficient_prefix() -> None:
+def test_energy_counts_are_the_shortest_sufficient_prefix() -> None:
     s = scores()
-    keep = energy_share(s, 0.5, GRID)
+    counts = energy_counts(s, 0.5, GRID).tolist()
+    keep = top_each(s, counts, GRID)
+    assert keep.counts == tuple(counts)
     for row, kept in enumerate(keep.rows(i, i + 1).indices for i in range(3)):
         energy = s[row, kept].double()
         total = s[row].double().sum()
         assert energy.sum() >= 0.5 * total
         assert energy.sum() - energy.min() < 0.5 * total
-    assert energy_share(s, 1.0, GRID).counts == (N,) * 3
-    flat = energy_share(torch.ones(1, N), 0.25, GRID)
-    assert torch.equal(flat.indices, lattice(GRID, 12).indices)
+    assert energy_counts(s, 1.0, GRID).tolist() == [N] * 3
+    assert energy_counts(torch.ones(1, N), 0.25, GRID).tolist() == [12]
+
+
+def test_rows_with_counts_of_their_own_keep_what_each_keeps_alone() -> None:
+    s = torch.cat([scores(), torch.ones(1, N)])
+    for counts in ((9, 5, N, 12), (7, 7, 7, 7)):
+        keep = top_each(s, counts, GRID)
+        assert keep.counts == counts
+        for row, count in enumerate(counts):
+            alone = top(s[row : row + 1], count, GRID)
+            assert torch.equal(keep.rows(row, row + 1).indices, alone.indices)
 
 
 @pytest.mark.parametrize("cell", [2, 3, 5])
