@@ -3,6 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import Any
 
 import torch
@@ -53,12 +54,12 @@ class Flops:
 
 
 class Drawer:
-    """Draws an arm's batch.
+    """Draws an arm's batch, other pictures every time, since some policies decide by them.
 
     Args:
         arm: what to draw.
         batch_size: images at once.
-        config: of the benchmark: prompts and seed.
+        config: of the benchmark: prompts and first seed.
         pipeline: its attention and batch size are set before every draw, as arms share it.
 
     Raises:
@@ -68,7 +69,7 @@ class Drawer:
     def __init__(self, arm: Arm, batch_size: int, config: BenchConfig, pipeline: Any) -> None:
         self.arm, self.batch_size, self.pipeline = arm, batch_size, pipeline
         self.prompts = [config.prompts[i % len(config.prompts)] for i in range(batch_size)]
-        self.seeds = [config.seed + i for i in range(batch_size)]
+        self._seeds = count(config.seed)
         resolution = arm.resolution or pipeline.config.resolution
         self.model: ModelConfig = replace(pipeline.config, resolution=resolution)
         self.policy = resolve_pruning(arm, self.model)
@@ -155,7 +156,7 @@ class Drawer:
             pipeline,
             policy,
             self.prompts,
-            seed=self.seeds,
+            seed=[next(self._seeds) for _ in self.prompts],
             output_type=output,
             **self.settings,
             **more,

@@ -50,7 +50,7 @@ class BenchConfig(ArmSettings):
         output: JSON file.
         prompts: taken in turn until a batch is full.
         text_tokens: per prompt, for random weights.
-        seed: of the first image of a batch.
+        seed: of an arm's first image; its further ones, in all draws, count up from it.
         device: ``cpu``, ``cuda`` or ``cuda:N``; ``None`` takes a GPU if there is one.
         warmup: draws of every row before the first one that counts.
         rounds: draws that count; every round draws every row once.
