@@ -149,7 +149,10 @@ class TrainTokenizerConfig:
             codes stay what they are, so that a transformer trained on them stays valid. Needs
             resume_from.
         cache_images: images composed and encoded beforehand for ``train: decoder``.
+        gradient_levels: sizes at which gradients are compared, each half of the one before.
         log_error_weight: of the logarithm of every image's squared error, the quantity of PSNR.
+        masking_contrast: contrast (of 2, black to white) at which an error counts half of what it
+            counts in a flat area; 0 = all pixels alike.
         corner_weight: weight of the corner pixels, within two latent cells of both borders,
             relative to the others; networks with group normalisation like to leave traces there.
         prefix_probability: share of images decoded from a prefix of the scales.
@@ -177,7 +180,9 @@ class TrainTokenizerConfig:
     l1_weight: NonNegative = 1.0
     l2_weight: NonNegative = 0.5
     gradient_weight: NonNegative = 0.7
+    gradient_levels: Annotated[int, Ge(1), Le(6)] = 3
     log_error_weight: NonNegative = 0.0
+    masking_contrast: NonNegative = 0.0
     corner_weight: Positive = 1.0
     perceptual: PerceptualConfig = field(default_factory=PerceptualConfig)
     prefix_probability: Fraction = 0.25

@@ -1,5 +1,7 @@
 """How far a reconstructed image is from its original, in pixels and in edges."""
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,23 +9,49 @@ from torch import Tensor
 
 from infinity.schedule import Grid
 
-GRADIENT_LEVELS = 3
 LEAST_ERROR = 1e-6
+LEAST_MASKED, MOST_MASKED = 0.5, 3.0
 
 
-def gradient_l1(difference: Float[Tensor, "b c H W"]) -> Float[Tensor, ""]:
-    """Mean absolute horizontal plus vertical gradient, averaged over three halvings of the size.
+@dataclass(frozen=True, kw_only=True)
+class LossWeights:
+    """Of the terms of :func:`reconstruction_loss`.
+
+    Attributes:
+        l1, l2, gradient, log_error: factors of the four terms.
+        gradient_levels: sizes at which gradients are compared, each half of the one before.
+        masking_contrast: see :func:`masking_weights`; 0 = all pixels alike.
+    """
+
+    l1: float
+    l2: float
+    gradient: float
+    log_error: float = 0.0
+    gradient_levels: int = 3
+    masking_contrast: float = 0.0
+
+
+def gradient_l1(
+    difference: Float[Tensor, "b c H W"],
+    levels: int = 3,
+    pixel_weights: Float[Tensor, "#b 1 H W"] | None = None,
+) -> Float[Tensor, ""]:
+    """Mean absolute horizontal plus vertical gradient, averaged over ``levels`` halvings of the
+    size.
 
     Penalises blurred and ringing edges, which a plain pixel loss hardly sees.
     """
+    weights = difference.new_ones(1, 1, *difference.shape[-2:])
+    if pixel_weights is not None:
+        weights = pixel_weights
     total = difference.new_zeros(())
-    for level in range(GRADIENT_LEVELS):
+    for level in range(levels):
         if level:
-            difference = F.avg_pool2d(difference, 2)
-        across = (difference[..., 1:] - difference[..., :-1]).abs().mean()
-        down = (difference[..., 1:, :] - difference[..., :-1, :]).abs().mean()
-        total = total + across + down
-    return total / GRADIENT_LEVELS
+            difference, weights = F.avg_pool2d(difference, 2), F.avg_pool2d(weights, 2)
+        across = (difference[..., 1:] - difference[..., :-1]).abs() * weights[..., 1:]
+        down = (difference[..., 1:, :] - difference[..., :-1, :]).abs() * weights[..., 1:, :]
+        total = total + across.mean() + down.mean()
+    return total / levels
 
 
 def corner_weights(side_px: Grid, corner_px: int, weight: float) -> Float[Tensor, "H W"]:
@@ -35,13 +63,31 @@ def corner_weights(side_px: Grid, corner_px: int, weight: float) -> Float[Tensor
     return weights
 
 
+@torch.no_grad()
+def masking_weights(image: Float[Tensor, "b c H W"], half_at: float) -> Float[Tensor, "b 1 H W"]:
+    """How much an error at a pixel counts: most where the picture is flat, least beside edges.
+
+    Strong contrast hides errors (masking), and a decoder's largest errors are at edges: counted
+    alike, they leave blotches in flat areas, which are seen first.
+
+    Args:
+        image: in [-1, 1].
+        half_at: contrast at which an error counts half of what it counts in a flat area, before
+            the weights are brought to a mean of 1 per picture and limited.
+    """
+    around = F.pad(image, (2, 2, 2, 2), mode="replicate")
+    around = F.avg_pool2d(F.avg_pool2d(around, 3, stride=1), 3, stride=1)
+    contrast = (image - around).abs().amax(dim=1, keepdim=True)
+    weights = half_at / (F.max_pool2d(contrast, 5, stride=1, padding=2) + half_at)
+    for limits in ((LEAST_MASKED, MOST_MASKED), (0.0, None)):
+        weights = (weights / weights.mean(dim=(1, 2, 3), keepdim=True)).clamp(*limits)
+    return weights
+
+
 def reconstruction_loss(
     decoded: Float[Tensor, "b c H W"],
     image: Float[Tensor, "b c H W"],
-    l1_weight: float,
-    l2_weight: float,
-    gradient_weight: float,
-    log_error_weight: float = 0.0,
+    weights: LossWeights,
     pixel_weights: Float[Tensor, "H W"] | None = None,
 ) -> Float[Tensor, ""]:
     """Weighted L1 + L2 + multi-resolution gradient L1 + logarithm of every image's squared error.
@@ -51,18 +97,24 @@ def reconstruction_loss(
 
     Args:
         decoded, image: in [-1, 1]; computed in fp32.
-        l1_weight, l2_weight, gradient_weight, log_error_weight: of the four terms.
+        weights: of the terms.
         pixel_weights: factor of every pixel's difference.
     """
-    difference = decoded.float() - image.float()
+    image = image.float()
+    difference = decoded.float() - image
+    factors = difference.new_ones(1, 1, *image.shape[-2:])
     if pixel_weights is not None:
-        difference = difference * pixel_weights
+        factors = factors * pixel_weights
+    if weights.masking_contrast:
+        factors = factors * masking_weights(image, weights.masking_contrast)
+    gradient = gradient_l1(difference, weights.gradient_levels, factors)
+    difference = difference * factors
     squared = difference.square().mean(dim=(1, 2, 3))
     return (
-        l1_weight * difference.abs().mean()
-        + l2_weight * squared.mean()
-        + gradient_weight * gradient_l1(difference)
-        + log_error_weight * squared.clamp_min(LEAST_ERROR).log().mean()
+        weights.l1 * difference.abs().mean()
+        + weights.l2 * squared.mean()
+        + weights.gradient * gradient
+        + weights.log_error * squared.clamp_min(LEAST_ERROR).log().mean()
     )
 
 

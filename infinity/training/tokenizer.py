@@ -17,7 +17,7 @@ from infinity.training.caption_net import CaptionNet, train_caption_net
 from infinity.training.config import QuantizerArm, TrainTokenizerConfig
 from infinity.training.loop import train
 from infinity.training.quantizer_arms import choose, compare_arms
-from infinity.training.reconstruction_loss import corner_weights
+from infinity.training.reconstruction_loss import LossWeights, corner_weights
 from infinity.training.run import TrainingRun
 from infinity.training.session import open_session
 from infinity.training.source import TrainingData, load_training_data
@@ -92,7 +92,7 @@ class TokenizerTrainer:
         self.objective = TokenizerObjective(
             BSQTokenizer(replace(config.model, scale_gains=0)),
             self.grids,
-            (config.l1_weight, config.l2_weight, config.gradient_weight, config.log_error_weight),
+            self._loss_weights(),
             config.arms[0],
             self._pixel_weights(),
             self._caption_net(),
@@ -108,6 +108,17 @@ class TokenizerTrainer:
             "model",
             encoder_parameters=sum(p.numel() for p in self.objective.encoder.parameters()),
             decoder_parameters=sum(p.numel() for p in self.objective.decoder.parameters()),
+        )
+
+    def _loss_weights(self) -> LossWeights:
+        config = self.config
+        return LossWeights(
+            l1=config.l1_weight,
+            l2=config.l2_weight,
+            gradient=config.gradient_weight,
+            log_error=config.log_error_weight,
+            gradient_levels=config.gradient_levels,
+            masking_contrast=config.masking_contrast,
         )
 
     def _pixel_weights(self) -> Tensor | None:

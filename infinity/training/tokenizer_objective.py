@@ -20,7 +20,7 @@ from infinity.tokenizer.quantizer import (
 from infinity.training.caption_net import CaptionNet, perceptual_distance
 from infinity.training.config import QuantizerArm
 from infinity.training.quantizer_loss import quantize_scales
-from infinity.training.reconstruction_loss import reconstruction_loss
+from infinity.training.reconstruction_loss import LossWeights, reconstruction_loss
 
 GAIN_RATE = 0.02
 """Share of a step's mean residual magnitude that enters a gain's running mean."""
@@ -53,7 +53,7 @@ class TokenizerObjective(nn.Module):
     Args:
         tokenizer: its encoder and decoder are trained; its own gains are ignored.
         grids: latent grid per scale.
-        weights: of L1, L2, gradient L1 and logarithmic error.
+        weights: of the reconstruction loss.
         arm: how to quantise; :meth:`select` changes it.
         pixel_weights: ``(H, W)``, or None for equal weights.
         perceptual: weight of the distance in a frozen network's features, and the network.
@@ -66,7 +66,7 @@ class TokenizerObjective(nn.Module):
         self,
         tokenizer: BSQTokenizer,
         grids: tuple[Grid, ...],
-        weights: tuple[float, float, float, float],
+        weights: LossWeights,
         arm: QuantizerArm,
         pixel_weights: Float[Tensor, "H W"] | None = None,
         perceptual: tuple[float, CaptionNet] | None = None,
@@ -123,9 +123,7 @@ class TokenizerObjective(nn.Module):
         if self._perceptual is not None:
             distance = perceptual_distance(self._perceptual[1], decoded, image)
         with torch.autocast(image.device.type, enabled=False):
-            reconstruction = reconstruction_loss(
-                decoded, image, *self.weights, pixel_weights=self.pixel_weights
-            )
+            reconstruction = reconstruction_loss(decoded, image, self.weights, self.pixel_weights)
             loss = reconstruction + self.arm.loss_weight * quantizer
             if self._perceptual is not None:
                 loss = loss + self._perceptual[0] * distance

@@ -14,7 +14,13 @@ from infinity.training.checkpoint import load_tensors, save_tensors
 from infinity.training.config import OptimizerConfig, SelfCorrectionConfig
 from infinity.training.ema import ExponentialMovingAverage
 from infinity.training.flip_bits import flip_bits
-from infinity.training.reconstruction_loss import gradient_l1, psnr_db
+from infinity.training.reconstruction_loss import (
+    LossWeights,
+    gradient_l1,
+    masking_weights,
+    psnr_db,
+    reconstruction_loss,
+)
 
 OPTIMIZER = OptimizerConfig(
     learning_rate=1.0, betas=(0.9, 0.95), weight_decay=0.0, warmup_steps=4, decay_from=0.5
@@ -99,3 +105,27 @@ def test_reconstruction_measures() -> None:
     assert gradient_l1(torch.full_like(image, 0.7)).item() == 0
     ramp = image + torch.arange(16.0)
     assert gradient_l1(ramp).item() == pytest.approx((1 + 2 + 4) / 3)
+    assert gradient_l1(ramp, levels=1).item() == pytest.approx(1)
+    half = torch.ones(1, 1, 16, 16)
+    half[..., 8:] = 3
+    assert gradient_l1(ramp, 1, half).item() == pytest.approx((7 + 8 * 3) / 15)
+
+
+def test_errors_count_most_where_the_picture_is_flat() -> None:
+    image = torch.zeros(2, 3, 32, 32)
+    image[0, :, :, 16:] = 1
+    weights = masking_weights(image, 0.03)
+    torch.testing.assert_close(weights.mean(dim=(1, 2, 3)), torch.ones(2))
+    assert weights[1].unique().tolist() == [1]
+    assert weights[0, 0, 5, 0] == weights[0, 0, 5, 31] > 2 * weights[0, 0, 5, 15]
+    flat, edge = torch.zeros_like(image[:1]), torch.zeros_like(image[:1])
+    flat[..., 4], edge[..., 15] = 0.1, 0.1
+    plain = LossWeights(l1=1.0, l2=0.5, gradient=0.7, log_error=0.02)
+    masked = LossWeights(l1=1.0, l2=0.5, gradient=0.7, log_error=0.02, masking_contrast=0.03)
+    first = image[:1]
+    losses = [
+        [reconstruction_loss(first + error, first, w).item() for error in (flat, edge)]
+        for w in (plain, masked)
+    ]
+    assert losses[0][0] == pytest.approx(losses[0][1])
+    assert losses[1][0] > losses[1][1]
