@@ -160,14 +160,8 @@ class ScaleLoop:
         Raises:
             ValueError: a plan that contradicts itself or the settings.
         """
-        si, call, run, timer, settings = (
-            self.si,
-            self.call,
-            self.run,
-            self.call.timer,
-            self.settings,
-        )
-        grid, config = self.schedule.grids[si], self.model.config
+        si, settings, call, run = self.si, self.settings, self.call, self.run
+        timer, grid, config = call.timer, self.schedule.grids[si], self.model.config
         if call.rows == "both" and not settings.guided_from(si):
             call.keep_half("cond")
         timer.mark("pack", si)
