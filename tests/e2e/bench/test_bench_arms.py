@@ -16,7 +16,7 @@ from stepvar_patch.experiments.bench import random_model
 from stepvar_patch.experiments.bench.row import Drawer
 from stepvar_patch.experiments.bench.schema import BenchConfig, arms
 from stepvar_patch.experiments.loading import load_config
-from stepvar_patch.experiments.pruning import resolve_pruning
+from stepvar_patch.experiments.pruning import draw_pruned, resolve_pruning
 
 pytestmark = pytest.mark.bench
 
@@ -67,6 +67,21 @@ def test_an_arm_that_fails_later_keeps_what_it_has(
     assert rows["inline"]["back_to_back"]["n"] == 2
     assert rows["balanced"]["back_to_back"]["n"] == 3
     assert seen == [0] * 3 + [1] * 3 + [2] * 3, "the file is written after every round"
+
+
+def test_every_draw_of_an_arm_is_of_other_pictures(
+    work: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seeds: dict[str, list[int]] = {}
+
+    def drawn(pipeline: Any, policy: Any, *args: Any, **words: Any) -> Any:
+        seeds.setdefault("dense" if policy is None else policy.name, []).extend(words["seed"])
+        return draw_pruned(pipeline, policy, *args, **words)
+
+    monkeypatch.setattr("stepvar_patch.experiments.bench.row.draw_pruned", drawn)
+    bench("seed=5")
+    assert len(seeds["dense"]) >= 3
+    assert seeds["dense"] == [5 + index for index in range(len(seeds["dense"]))]
 
 
 def test_random_weights_batches_and_resolution(
