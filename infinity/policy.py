@@ -216,8 +216,10 @@ class PruningPolicy(Protocol):
     all shapes, follows from the settings and from what :attr:`ScaleView.decide` told it alone, and
     that its run is of no use to anyone after the call. Then calls may be recorded into CUDA graphs,
     answer by answer, and replayed without asking the policy again; the fewer answers there are, the
-    sooner one comes back. A run that decides may be copied (``copy.copy``) at any scale: what it
-    remembers it replaces and never changes in place.
+    sooner one comes back. While a call is recorded, its run is copied before every scale
+    (``copy.copy``) and the copy goes on, so that it may hold no bound method of itself. Where it
+    decides, several copies of one run go on, one after the other: what it remembers, its score's
+    memory included, it replaces and never changes in place.
     """
 
     @property

@@ -2,7 +2,7 @@
 that is not.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxtyping import Int64
 from torch import Tensor
@@ -43,7 +43,7 @@ class Answers:
 
     known: tuple[Answer, ...]
     beyond: Decide
-    _given: int = 0
+    _given: int = field(default=0, init=False)
 
     def __call__(self, values: Int64[Tensor, " n"]) -> Answer:
         if self._given == len(self.known):

@@ -10,11 +10,11 @@ from torch import Tensor
 from infinity.config import EngineMode
 from infinity.engine.memory import KeptMemory
 from infinity.engine.prompts import Prompts
-from infinity.engine.recording import Begin, CallKey, OnScaleEnd, Recording
+from infinity.engine.recording import Begin, CallKey, Recording
 from infinity.errors import UserError
 from infinity.ops.fused import why_not
 from infinity.policy import PruningPolicy
-from infinity.sampling.loop import ScaleEnd, ScaleLoop
+from infinity.sampling.loop import OnScaleEnd, ScaleLoop
 from infinity.sampling.noise import NoiseSource, PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
@@ -113,7 +113,7 @@ class Engine:
         decode: Callable[[Tensor], Tensor] | None = None,
         forced_bits: Sequence[Tensor] = (),
         attention: str = "auto",
-        on_scale_end: Callable[[ScaleEnd], None] | None = None,
+        on_scale_end: OnScaleEnd | None = None,
         timer: StageTimer = NO_TIMER,
     ) -> Tensor:
         """Summed codes; arguments as of :class:`~infinity.sampling.loop.ScaleLoop`.
@@ -164,6 +164,7 @@ class Engine:
                 room=room,
                 longest=longest,
                 attention=attention,
+                decode=decode,
                 listening=listening,
                 staged=staged,
             )
@@ -218,6 +219,7 @@ class Engine:
                 text,
                 noise,
                 timer,
+                policy=key.policy.name,
                 listening=key.listening,
                 pool=self._pool,
                 stream=self._stream,

@@ -22,7 +22,7 @@ from torch import Tensor
 from infinity.engine.answers import Answer, Answers, UndecidedError, undecided
 from infinity.engine.prompts import Prompts
 from infinity.policy import PruningPolicy, wait_for
-from infinity.sampling.loop import ScaleEnd, ScaleLoop
+from infinity.sampling.loop import OnScaleEnd, ScaleEnd, ScaleLoop
 from infinity.sampling.noise import PerImageNoise
 from infinity.sampling.settings import SamplingSettings
 from infinity.schedule import ScaleSchedule
@@ -47,11 +47,11 @@ class CallKey:
     room: int
     longest: int
     attention: str
+    decode: Callable[[Tensor], Tensor] | None
     listening: bool
     staged: bool
 
 
-OnScaleEnd = Callable[[ScaleEnd], None]
 Begin = Callable[[Prompts, PerImageNoise, OnScaleEnd | None, StageTimer], ScaleLoop]
 """``(prompts, noise, on_scale_end, timer) → loop``: a call with everything else fixed."""
 
@@ -69,7 +69,7 @@ class Stretch:
         latent: summed codes, at the end of the call.
         ends: what callbacks see.
         clock: of calls whose stages are told apart inside graphs.
-        next: what follows an answer; None if it cannot be recorded.
+        following: what comes after an answer.
         seen: answers without a recording.
     """
 
@@ -80,7 +80,7 @@ class Stretch:
     asked: Tensor | None = None
     latent: Tensor | None = None
     ends: list[ScaleEnd] = field(default_factory=list)
-    next: "dict[Answer, Stretch | None]" = field(default_factory=dict)
+    following: "dict[Answer, Stretch]" = field(default_factory=dict)
     seen: list[Answer] = field(default_factory=list)
 
     def replay(self, on_scale_end: OnScaleEnd | None, timer: StageTimer) -> None:
@@ -115,6 +115,7 @@ class Recording:
         begin: the call.
         text, noise: of the first prompts.
         timer: of the call that is recorded.
+        policy: named where the log speaks of the recording.
         listening: keep what callbacks see.
         pool: memory of the graphs.
         stream: to record on, idle.
@@ -130,16 +131,18 @@ class Recording:
         noise: PerImageNoise,
         timer: StageTimer,
         *,
+        policy: str,
         listening: bool,
         pool: tuple[int, int],
         stream: torch.cuda.Stream,
     ) -> None:
+        self._policy = policy
         self._prompts = Prompts.of(text, noise.seeds.device)
         self._noise = copy.copy(noise)
         self._noise.seeds = noise.seeds.clone()
         self._pool, self._stream, self._listening = pool, stream, listening
         self._staged = isinstance(timer, StageClock) and timer.inside
-        self._stretches = 1
+        self._stretches, self._grows = 1, True
         clock = self._clock()
         started: list[ScaleLoop] = []
 
@@ -147,7 +150,7 @@ class Recording:
             started.append(begin(self._prompts, self._noise, None, clock or NO_TIMER))
 
         with _recording_on(stream):
-            graph, _ = self._captured(start)
+            graph, _ = self._captured(start, -1, clock)
             self._first = Stretch(started[0], [(-1, graph)], (), clock)
             self._extend(self._first)
 
@@ -166,6 +169,8 @@ class Recording:
         while stretch.latent is None:
             assert stretch.asked is not None
             answer = wait_for(stretch.asked)
+            if self._staged:
+                timer.mark("select", stretch.graphs[-1][0])
             following = self._after(stretch, answer)
             if following is None:
                 return self._go_on(stretch, answer, on_scale_end, timer)
@@ -196,9 +201,11 @@ class Recording:
 
     def _after(self, stretch: Stretch, answer: Answer) -> Stretch | None:
         """What follows an answer, recorded when it is given for the second time; else None."""
-        if answer in stretch.next:
-            return stretch.next[answer]
-        if answer not in stretch.seen or self._stretches >= _MOST_STRETCHES:
+        if answer in stretch.following:
+            return stretch.following[answer]
+        if not self._grows:
+            return None
+        if answer not in stretch.seen:
             stretch.seen = [*stretch.seen[1 - _MOST_SEEN :], answer]
             return None
         following = Stretch(stretch.loop, [], (*stretch.told, answer), self._clock())
@@ -206,12 +213,23 @@ class Recording:
             with _recording_on(self._stream):
                 self._extend(following)
         except RuntimeError as error:
-            logger.warning("engine: an answer is not recorded: %s", str(error).splitlines()[0])
-            stretch.next[answer] = None
+            # What cannot be recorded once, such as rows of unequal length, will not be again.
+            self._stop_growing(str(error).splitlines()[0])
             return None
         self._stretches += 1
-        stretch.next[answer] = following
+        stretch.following[answer] = following
+        if self._stretches == _MOST_STRETCHES:
+            self._stop_growing(f"there are {_MOST_STRETCHES} stretches")
         return following
+
+    def _stop_growing(self, reason: str) -> None:
+        self._grows = False
+        logger.warning(
+            "engine: no further answers of policy %s are recorded in calls like this one, which go "
+            "on eagerly from there: %s",
+            self._policy,
+            reason,
+        )
 
     def _extend(self, stretch: Stretch) -> None:
         """Records scales until the policy asks what it has not been told, or the call ends."""
@@ -223,14 +241,16 @@ class Recording:
                 timer=stretch.clock or NO_TIMER,
             )
             si = loop.si
-            graph, stretch.asked = self._captured(loop.advance)
+            graph, stretch.asked = self._captured(loop.advance, si, stretch.clock)
             stretch.graphs.append((si, graph))
             if stretch.asked is None:
                 stretch.loop, stretch.told = loop, ()
                 if loop.ended:
                     stretch.loop, stretch.latent = None, loop.latent
 
-    def _captured(self, work: Callable[[], None]) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
+    def _captured(
+        self, work: Callable[[], None], si: int, clock: RecordedClock | None
+    ) -> tuple[torch.cuda.CUDAGraph, Tensor | None]:
         """``work`` as a graph, up to what it asks, if it asks."""
         graph, asked = torch.cuda.CUDAGraph(), None
         graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
@@ -238,6 +258,8 @@ class Recording:
             work()
         except UndecidedError as question:
             asked = question.values
+            if clock is not None:
+                clock.mark("select", si)
         except BaseException:
             with suppress(RuntimeError):
                 graph.capture_end()

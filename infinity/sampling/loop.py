@@ -59,12 +59,16 @@ class ScaleEnd:
     latent: Float[Tensor, "images d hv wv"]
 
 
+OnScaleEnd = Callable[[ScaleEnd], None]
+
+
 class ScaleLoop:
     """One generation call, carried out a scale at a time.
 
-    Everything that a scale changes is replaced and never changed in place, but for the memory of
-    the caches: so a loop can be forked between two scales, and of its forks each can go on as long
-    as no other has gone on since.
+    A loop can be forked between two scales, and of its forks each can go on as long as no other has
+    gone on since: they share the memory of the caches. This holds for draws that a scale's number
+    decides (:class:`~infinity.sampling.noise.PerImageNoise`) and for runs that keep to what
+    :class:`~infinity.policy.PruningPolicy` asks of those that decide.
 
     Args:
         text: B rows, or 2B (conditional first) when ``settings.guided``.
@@ -99,7 +103,7 @@ class ScaleLoop:
         decode: Callable[[Tensor], Tensor] | None = None,
         forced_bits: Sequence[Tensor] = (),
         attention: str = "auto",
-        on_scale_end: Callable[[ScaleEnd], None] | None = None,
+        on_scale_end: OnScaleEnd | None = None,
         timer: StageTimer = NO_TIMER,
         fused: FusedBlocks | None = None,
         memory: CacheMemory | None = None,
@@ -133,7 +137,7 @@ class ScaleLoop:
         self,
         *,
         decide: Decide,
-        on_scale_end: Callable[[ScaleEnd], None] | None,
+        on_scale_end: OnScaleEnd | None,
         timer: StageTimer,
     ) -> "ScaleLoop":
         """Another loop at the same point of the call, with its own answers and listeners."""
@@ -158,8 +162,10 @@ class ScaleLoop:
         """Carries out the next scale.
 
         Raises:
-            ValueError: a plan that contradicts itself or the settings.
+            ValueError: the call has ended, or a plan contradicts itself or the settings.
         """
+        if self.ended:
+            raise ValueError("the call has ended: no scale comes next")
         si, settings, call, run = self.si, self.settings, self.call, self.run
         timer, grid, config = call.timer, self.schedule.grids[si], self.model.config
         if call.rows == "both" and not settings.guided_from(si):

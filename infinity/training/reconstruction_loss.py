@@ -72,16 +72,19 @@ def masking_weights(image: Float[Tensor, "b c H W"], half_at: float) -> Float[Te
 
     Args:
         image: in [-1, 1].
-        half_at: contrast at which an error counts half of what it counts in a flat area, before
-            the weights are brought to a mean of 1 per picture and limited.
+        half_at: contrast at which an error counts half of what it counts in a flat area.
+
+    Returns:
+        Weights relative to the picture's mean, limited to ``LEAST_MASKED`` … ``MOST_MASKED`` and
+        brought to a mean of 1 once more.
     """
     around = F.pad(image, (2, 2, 2, 2), mode="replicate")
     around = F.avg_pool2d(F.avg_pool2d(around, 3, stride=1), 3, stride=1)
     contrast = (image - around).abs().amax(dim=1, keepdim=True)
     weights = half_at / (F.max_pool2d(contrast, 5, stride=1, padding=2) + half_at)
-    for limits in ((LEAST_MASKED, MOST_MASKED), (0.0, None)):
-        weights = (weights / weights.mean(dim=(1, 2, 3), keepdim=True)).clamp(*limits)
-    return weights
+    weights = weights / weights.mean(dim=(1, 2, 3), keepdim=True)
+    weights = weights.clamp(LEAST_MASKED, MOST_MASKED)
+    return weights / weights.mean(dim=(1, 2, 3), keepdim=True)
 
 
 def reconstruction_loss(
@@ -98,7 +101,8 @@ def reconstruction_loss(
     Args:
         decoded, image: in [-1, 1]; computed in fp32.
         weights: of the terms.
-        pixel_weights: factor of every pixel's difference.
+        pixel_weights: factor of every pixel's difference, hence squared in L2 and the logarithm;
+            gradients are weighed themselves. So are the weights of masking.
     """
     image = image.float()
     difference = decoded.float() - image

@@ -89,6 +89,11 @@ class TokenizerTrainer:
                 f"model.patch_size {config.model.patch_size} with resolution {config.resolution} "
                 f"need images of {expected_px} px, the data has {self.data.held_out.shape[-1]} px."
             )
+        if expected_px >> (config.gradient_levels - 1) < 2:
+            raise UserError(
+                f"gradient_levels is {config.gradient_levels}; allowed for images of "
+                f"{expected_px} px: 1 to {expected_px.bit_length() - 1}"
+            )
         self.objective = TokenizerObjective(
             BSQTokenizer(replace(config.model, scale_gains=0)),
             self.grids,

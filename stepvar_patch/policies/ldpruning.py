@@ -38,9 +38,10 @@ class LDPruningPolicy:
     Attributes:
         scales: rule per scale; ``keep_ratio`` caps the kept share, 1 (published) is no cap.
         energy_share: ρ, share of the energy that the kept tokens hold; 1 keeps everything.
-        rungs: kept counts are rounded up to so many parts of the scale's tokens, 16 to sixteenths,
-            so that pictures share recorded calls on a GPU; 0 (published) keeps exactly what the
-            energy asks for.
+        rungs: kept counts are rounded up to multiples of the scale's tokens divided by so many (a
+            whole number, rounded up), 16 to sixteenths, so that pictures share recorded calls on a
+            GPU; 0 (published), or as many as there are tokens, keeps exactly what the energy asks
+            for.
         base_gain: amplitude of the previous codes repeated at pruned positions; published: 1, and
             0 leaves the latent unchanged there.
         branch_stop: δ; the unconditional rows end once the relative change of the guidance distance

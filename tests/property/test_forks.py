@@ -14,6 +14,7 @@ from infinity.timing import NO_TIMER
 from infinity.transformer.model import InfinityTransformer
 from stepvar_patch.policies import LDPruningPolicy, SkipVARPolicy
 from stepvar_patch.policies.skipvar import LogisticFit, SkipDecision
+from stepvar_patch.rules import ScaleRule
 from tests.property.policy_cases import CASES
 from tests.toy import toy_model, toy_settings, toy_text
 
@@ -53,15 +54,27 @@ def test_a_call_forked_before_every_scale_ends_alike(name: str) -> None:
     assert torch.equal(loop.latent, loop_of(CASES[name].policy).finish())
 
 
-def _class(bias: float) -> LogisticFit:
-    weights = ((0.0, 0.0), (0.0, 0.0), (0.0, 0.0))
-    return LogisticFit(mean=(0, 0), scale=(1, 1), weights=weights, bias=(0, bias, 0))
+def _always(chosen: int) -> LogisticFit:
+    bias = [0.0] * 4
+    bias[chosen] = 1.0
+    return LogisticFit(mean=(0, 0), scale=(1, 1), weights=((0.0, 0.0),) * 4, bias=tuple(bias))
 
 
 DECIDING = {
     "ldpruning": LDPruningPolicy(branch_stop=0.4, rungs=8),
-    "skipvar": SkipVARPolicy(scales={}, decision=SkipDecision(drop=_class(1), rows=_class(0))),
+    "ldpruning-both-rows": LDPruningPolicy(branch_stop=1e-9),
+    "skipvar-echo": SkipVARPolicy(
+        scales={"-1": ScaleRule(rows="cond", guidance_echo=0.5)},
+        decision=SkipDecision(drop=_always(0), rows=_always(3)),
+    ),
 }
+"""The first keeps few, the second both rows to the end, the third adds what it heard before the
+question; what goes another way drops rows that these keep, or keeps rows that these drop.
+"""
+
+
+def other_than(answer: int) -> int:
+    return 1 - answer if answer < 2 else answer - 1
 
 
 @pytest.mark.parametrize("name", DECIDING)
@@ -76,13 +89,21 @@ def test_a_call_that_is_cut_short_at_every_question_ends_alike(name: str) -> Non
             ahead.advance()
         except UndecidedError as question:
             questions += 1
-            other = tuple(max(1, answer - 1) for answer in wait_for(question.values))
+            other = tuple(other_than(answer) for answer in wait_for(question.values))
             forked(loop, Answers((*told, other), wait_for)).finish()
             told = (*told, wait_for(question.values))
         else:
             loop, told = ahead, ()
     assert questions > 0
     assert torch.equal(loop.latent, straight)
+
+
+@torch.inference_mode()
+def test_an_ended_call_goes_no_further() -> None:
+    loop = loop_of(LDPruningPolicy())
+    loop.ended = True
+    with pytest.raises(ValueError, match="has ended"):
+        loop.advance()
 
 
 def test_answers_are_given_in_order_and_then_asked_for() -> None:

@@ -105,6 +105,10 @@ def test_prompts_in_rounded_memory_condition_the_blocks_alike() -> None:
         assert torch.equal(rounded.cu_seqlens, exact.cu_seqlens)
 
 
+def early_picture(latent: Tensor) -> Tensor:
+    return latent[:, :3].tanh()
+
+
 def call(
     engine: Engine,
     seeds: tuple[int, ...],
@@ -121,7 +125,7 @@ def call(
         PerImageNoise(seeds, model.device),
         policy,
         images=len(seeds),
-        decode=lambda latent: latent[:, :3].tanh(),
+        decode=early_picture,
         on_scale_end=None if ends is None else ends.append,
     )
 
@@ -205,7 +209,8 @@ def test_recorded_decisions_are_eager_ones_bit_for_bit(
             assert torch.equal(a.latent, b.latent)
     (_, recording), *others = graphs._recordings
     assert not others
-    assert recording._stretches > 1 or images > 1
+    if images == 1:
+        assert recording._stretches > 1
 
 
 @pytest.mark.gpu

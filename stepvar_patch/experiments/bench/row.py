@@ -69,7 +69,7 @@ class Drawer:
     def __init__(self, arm: Arm, batch_size: int, config: BenchConfig, pipeline: Any) -> None:
         self.arm, self.batch_size, self.pipeline = arm, batch_size, pipeline
         self.prompts = [config.prompts[i % len(config.prompts)] for i in range(batch_size)]
-        self._seeds = count(config.seed)
+        self._first_seed, self._draws = config.seed, count()
         resolution = arm.resolution or pipeline.config.resolution
         self.model: ModelConfig = replace(pipeline.config, resolution=resolution)
         self.policy = resolve_pruning(arm, self.model)
@@ -80,7 +80,8 @@ class Drawer:
 
     def draw(self, *, output: str = "pt", **more: Any) -> Any:
         """One batch under the arm's policy; ``more`` goes to the pipeline."""
-        return self._under(self.policy, output=output, **more)
+        first = self._first_seed + self.batch_size * next(self._draws)
+        return self._under(self.policy, output=output, first_seed=first, **more)
 
     def timed(self, round_: int, position: int) -> Sample:
         """One batch with its times."""
@@ -145,10 +146,11 @@ class Drawer:
         policy: PruningPolicy | None,
         *,
         output: str,
+        first_seed: int | None = None,
         attention: str | None = None,
         **more: Any,
     ) -> Any:
-        pipeline = self.pipeline
+        pipeline, first = self.pipeline, self._first_seed if first_seed is None else first_seed
         pipeline.attention = attention or self.arm.attention or "auto"
         if pipeline.device.type != "cpu":
             pipeline.max_batch_size = self.batch_size
@@ -156,7 +158,7 @@ class Drawer:
             pipeline,
             policy,
             self.prompts,
-            seed=[next(self._seeds) for _ in self.prompts],
+            seed=[first + index for index in range(self.batch_size)],
             output_type=output,
             **self.settings,
             **more,

@@ -63,6 +63,36 @@ def test_ldpruning_caps_the_kept_share() -> None:
     assert haar_energy(codes, (16, 16))[0, keep.rows(0, 1).indices].min() >= strongest
 
 
+@pytest.mark.parametrize(("rungs", "step"), [(16, 16), (10, 26), (300, 1), (1, 256)])
+def test_ldpruning_rounds_counts_up_to_rungs(rungs: int, step: int) -> None:
+    request = request_of(images=3)
+    codes = torch.randn(3, 6, 12, 12).sign() / 6**0.5
+    codes[1, :, :, 6:] = 6**-0.5
+    exact, rounded = (
+        LDPruningPolicy(branch_stop=0, rungs=n)
+        .start(request)
+        .plan_scale(6, view_of(request, 6, codes=codes))
+        for n in (0, rungs)
+    )
+    assert exact.keep is not None
+    assert rounded.keep is not None
+    wanted = [min(256, -(-count // step) * step) for count in exact.keep.counts]
+    assert list(rounded.keep.counts) == wanted
+    for row in range(3):
+        kept = set(rounded.keep.rows(row, row + 1).indices.tolist())
+        assert kept >= set(exact.keep.rows(row, row + 1).indices.tolist())
+
+
+def test_ldpruning_rounds_no_count_above_its_cap() -> None:
+    request = request_of(images=1)
+    rules = {"-1": ScaleRule(keep_ratio=0.25)}
+    run = LDPruningPolicy(scales=rules, branch_stop=0, rungs=3).start(request)
+    codes = torch.randn(1, 6, 12, 12).sign() / 6**0.5
+    keep = run.plan_scale(6, view_of(request, 6, codes=codes)).keep
+    assert keep is not None
+    assert keep.counts == (64,)
+
+
 def gaps(run: PolicyRun, si: int, sizes: Sequence[float]) -> None:
     """Reports logits of one bit whose guidance distance is ``sizes`` per image."""
     n = 256 if si == 6 else 144 if si == 5 else 64
