@@ -41,6 +41,7 @@ class LogisticFit:
 
     def choose(self, features: Float[Tensor, "b 2"]) -> Int64[Tensor, " b"]:
         """The likeliest class per image, on the device; ties go to the smaller saving."""
+        # Plain numbers: a tensor of them would be a copy from the host, which cannot be recorded.
         standard = [
             (column.double() - mean) / scale
             for column, mean, scale in zip(features.unbind(1), self.mean, self.scale, strict=True)
