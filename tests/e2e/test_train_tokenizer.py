@@ -146,6 +146,14 @@ def test_wrong_image_size_is_refused(tmp_path: Path) -> None:
         run_tokenizer(replace(CONFIG, output_dir=str(tmp_path)), squares(64))
 
 
+def test_more_gradient_levels_than_the_images_halve_are_refused(tmp_path: Path) -> None:
+    config = replace(CONFIG, output_dir=str(tmp_path), gradient_levels=6)
+    with pytest.raises(
+        UserError, match="gradient_levels is 6; allowed for images of 32 px: 1 to 5"
+    ):
+        run_tokenizer(config, squares(32))
+
+
 def test_shipped_config_loads_and_names_mistakes() -> None:
     path = Path(__file__).parents[2] / "configs/train/tokenizer.yaml"
     config = load_config(TrainTokenizerConfig, path, ["batch_size=8", "arms.0.name=x"])
@@ -166,6 +174,8 @@ def test_the_decoder_alone_gets_better_on_codes_that_stay(tmp_path: Path) -> Non
         max_steps=60,
         log_error_weight=0.02,
         corner_weight=4.0,
+        gradient_levels=4,
+        masking_contrast=0.03,
     )
     second = run_tokenizer(decoder, squares(32))
     assert second.psnr_db > first.psnr_db + 0.3
